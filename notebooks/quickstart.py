@@ -38,7 +38,7 @@ from process_gen.reports.strip import strip
 
 request = scenes.read_request("a red circle left of a blue square")
 for seed in itertools.count():
-    trajectory = scenes.teach(request, np.random.default_rng(seed), "default", wrong=0.5)
+    trajectory = scenes.teach(request, np.random.default_rng(seed), wrong=0.5)
     if any(turn.refines for turn in trajectory.turns):
         break
 for step in trajectory.steps:

@@ -22,10 +22,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from process_gen.data.schema import features, to_example
-from process_gen.scenes import shapes
 from process_gen.scenes.graph import Scene, scene_from_json
 from process_gen.scenes.levels import Level, get_level
 from process_gen.scenes.prompts import sample_request
+from process_gen.scenes.render import placed_mask
 from process_gen.scenes.requests import categories
 from process_gen.scenes.teacher import baseline, teach
 from process_gen.trajectory.stages import Mode, Trajectory, Turn
@@ -146,9 +146,9 @@ def make_example(config: ScenesConfig, split: str, index: int) -> Trajectory:
     uid = f"scenes-{config.level}-{config.mode}-{split}-{config.seed}-{index}"
     if config.mode == Mode.PROCESS.value:
         odds = {name: getattr(config, name) for name in ODDS}
-        trajectory = teach(request, theirs, config.level, **odds)
+        trajectory = teach(request, theirs, **odds)
     else:
-        trajectory = baseline(request, theirs, config.level, Mode(config.mode))
+        trajectory = baseline(request, theirs, Mode(config.mode))
     return dataclasses.replace(trajectory, uid=uid)
 
 
@@ -236,5 +236,5 @@ def _same(before: Scene, after: Scene, level: Level) -> np.ndarray:
     kept = np.full((level.image_size, level.image_size), 255, np.uint8)
     for thing in {*before.objects} ^ {*after.objects}:
         x, y = round(thing.x), round(thing.y)
-        kept[shapes.placed_mask(thing.shape, thing.size, x, y, level.image_size)[1]] = 0
+        kept[placed_mask(thing.shape, thing.size, x, y, level.image_size)[1]] = 0
     return kept

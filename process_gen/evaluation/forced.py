@@ -63,7 +63,7 @@ class Forced:
 def context_of(request: Request) -> Trajectory:
     """The teacher's trajectory for a prompt, without mistakes and detours; equal for equal prompts."""
     rng = np.random.default_rng(zlib.crc32(request.text.encode()))
-    return teach(request, rng, request.level, wrong=0, misplan=0, slip=0, detour=0)
+    return teach(request, rng, wrong=0, misplan=0, slip=0, detour=0)
 
 
 def plan(wanted: Sequence[Draw], requests: Mapping[str, Request], sampler: Sampler) -> Iterator[Forced]:

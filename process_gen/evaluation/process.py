@@ -54,7 +54,6 @@ from process_gen.evaluation.reading import Objects, changed_cells, named_kind, o
 from process_gen.scenes.graph import Scene
 from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge, may_become
-from process_gen.scenes.levels import get_level
 from process_gen.scenes.oracle import find_mistakes
 from process_gen.scenes.parse import parse
 from process_gen.scenes.render import render
@@ -119,7 +118,7 @@ def count_step(trajectory: SampledTrajectory, request: Request, index: int) -> C
 
 
 def _facts(step: Step, request: Request, last: bool) -> _Facts:
-    level, plan = get_level(request.level), step.plan
+    level, plan = request.level, step.plan
     meant, changed = None, frozenset()
     if isinstance(plan, Plan):
         meant, changed = read_description(plan.description, level), changed_cells(plan.instruction, level)

@@ -70,7 +70,7 @@ def _read_hung(items: list[list[str]], level: Level) -> Scene | None:
             return None
         anchor = (relation, index) if len(words) == 5 else None
         thing = Object(shape, colour, "", 0, 0, level.sizes[0][1])
-        there = hang(thing, things, level, *((relation, [things[index]]) if anchor else ()))
+        there = hang(thing, things, level, [(relation, things[index])] if anchor else [])
         if there is None:
             return None
         things.append(there)
@@ -158,7 +158,7 @@ def named_kind(inspection: str | None, correction: str | None) -> str:
 
 def objects_of(scene: Scene) -> Objects:
     """The multiset of the objects of a scene, those that the parser calls unclear among them."""
-    return Objects((thing.shape, thing.colour, thing.cell) for thing in scene.objects)
+    return Objects(thing.named for thing in scene.objects)
 
 
 def verdict_of(request: Request, image: np.ndarray) -> dict[str, Any]:

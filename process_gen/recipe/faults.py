@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from numpy.random import Generator
 
 from process_gen.recipe.parts import Skip
-from process_gen.scenes.graph import Object, Scene, alike
+from process_gen.scenes.graph import Object, Scene, alike, lacking
 from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import Mistake
 from process_gen.scenes.oracle import find_mistakes, sound
@@ -35,23 +35,6 @@ class Fault:
 
     mistake: Mistake
     repaired: Scene
-
-
-def as_named(thing: Object) -> tuple[str, str, str]:
-    """A thing as descriptions name it: shape, colour and cell."""
-    return thing.shape, thing.colour, thing.cell
-
-
-def lacking(scene: Scene, other: Scene) -> list[Object]:
-    """The things of a scene that another one lacks, compared by shape, colour and cell."""
-    left = Counter(map(as_named, other.objects))
-    found = []
-    for thing in scene.objects:
-        if left[as_named(thing)]:
-            left[as_named(thing)] -= 1
-        else:
-            found.append(thing)
-    return found
 
 
 def changed(before: Scene, after: Scene) -> tuple[str, ...]:
@@ -108,7 +91,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
     Raises:
       Skip: no single one does it.
     """
-    wanted = Counter(request.clauses[owner].shape for owner in request.numbering())
+    wanted = Counter(request.clauses[owner].shape for owner in request.numbering)
     found = Counter(thing.shape for thing in scene.objects)
     for number, kind, wrong, right in _repairs(scene, rng, level):
         if right is None and found[wrong.shape] <= wanted[wrong.shape]:
@@ -133,9 +116,8 @@ def _repairs(scene: Scene, rng: Generator, level: Level) -> Iterator[tuple[int, 
                     yield number, kind, thing, dataclasses.replace(thing, **{kind: word})
     for number, thing in things:
         others = [other for n, other in things if n != number]
-        looks = (thing.shape, thing.colour, thing.size)
         for _ in range(_PLACES):
-            if (there := find_place(rng, level, looks, [*others, thing])) is not None:
+            if (there := find_place(rng, level, thing, [*others, thing])) is not None:
                 yield number, "place", thing, there
     for number, thing in things:
         yield number, "extra", thing, None

@@ -14,7 +14,7 @@ from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
-from process_gen.scenes.graph import Object, Scene, alike, scene_from_json
+from process_gen.scenes.graph import Object, Scene, alike, lacking, scene_from_json
 from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
@@ -81,7 +81,7 @@ class Scenes:
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
         shown, wanted = parse(image, self.level), stroke.state.scene
-        right = not faults.lacking(shown, wanted) and not faults.lacking(wanted, shown)
+        right = not lacking(shown, wanted) and not lacking(wanted, shown)
         if right and last:
             right = judge(self.request(prompt), shown).correct
         return Opinion(right, stroke.state.words)
@@ -100,13 +100,13 @@ class Scenes:
             before = scene
         if ends < len(steps) and self.level.hung:
             meant = self._mended(request, planned[ends])
-            shapes = [request.clauses[owner].shape for owner in request.numbering()]
+            shapes = [request.clauses[owner].shape for owner in request.numbering]
             if any(m.right is None and m.wrong.shape in shapes for m in find_mistakes(planned[ends], meant)):
                 raise Skip("a plan that needs more than a removal")
             opinions.append(self._told(planned[ends], meant, rng))
         elif ends < len(steps):
             shown = parse(steps[ends].image, self.level)
-            if faults.lacking(shown, planned[ends]) or faults.lacking(planned[ends], shown):
+            if lacking(shown, planned[ends]) or lacking(planned[ends], shown):
                 shown = planned[ends]
             opinions.append(self._conflict(faults.of_plan(request, shown, rng, self.level), rng))
         return opinions
@@ -132,7 +132,7 @@ class Scenes:
         return render(opinion.state, self.level)
 
     def finish(self, prompt: str, opinion: Opinion, image: np.ndarray, rng: Generator) -> list[Turn]:
-        turns = finish(self.request(prompt), rng, self.level, opinion.state)
+        turns = finish(self.request(prompt), rng, opinion.state)
         if turns is None:
             raise Skip("the rest cannot be placed after a correction")
         return list(turns)
@@ -151,7 +151,7 @@ class Scenes:
     def _taught(self, request: Request, rng: Generator, **odds: float):
         none = dict.fromkeys(("wrong", "misplan", "slip", "detour"), 0.0)
         try:
-            return teach(request, rng, self.level, **{**none, **odds})
+            return teach(request, rng, **{**none, **odds})
         except ValueError as error:  # more things than there is room for
             raise Skip("no room for the things of a prompt", str(error)) from None
 
@@ -164,9 +164,9 @@ class Scenes:
     def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
         """What the teacher says of a right draft. Raises Skip where it is not right."""
         shown = match_cells(parse(image, self.level), scene, self.level)
-        if faults.lacking(shown, scene) or faults.lacking(scene, shown):
+        if lacking(shown, scene) or lacking(scene, shown):
             raise Skip("a draft that does not show its plan")
-        new = faults.lacking(scene, before)
+        new = lacking(scene, before)
         touched = [n for n, thing in enumerate(scene.objects) if any(thing is one for one in new)]
         state = dict(enumerate(scene.objects))
         if len(state) >= len(language.NUMBERS):
@@ -197,7 +197,7 @@ class Scenes:
     def _mended(self, request: Request, scene: Scene) -> Scene:
         """A scene without what contradicts the prompt."""
         try:
-            return mended(request, self.level, scene)
+            return mended(request, scene)
         except ValueError as error:
             raise Skip("no room for the things of a prompt", str(error)) from None
 
@@ -205,16 +205,16 @@ class Scenes:
         """The canvas after a correction of its object `at` by words; None where the words are ambiguous."""
         others = [thing for number, thing in enumerate(drawn) if number != at]
         right, (relation, target) = mistake.right, mistake.anchor or (None, None)
-        targets = [thing for thing in others if target and alike(thing, target)]
+        anchors = [(relation, thing) for thing in others if target and alike(thing, target)]
         twins = at is not None and any(alike(drawn[at], thing) for thing in others)
-        if twins or not all(thing.clear for thing in others) or (target and len(targets) != 1):
+        if twins or not all(thing.clear for thing in others) or (target and len(anchors) != 1):
             return None
         if right is None:
             return Scene(tuple(others))
         if mistake.kind in ("colour", "shape"):
             there = dataclasses.replace(drawn[at], colour=right.colour, shape=right.shape)
         else:
-            there = hang(right, others, self.level, relation, targets)
+            there = hang(right, others, self.level, anchors)
         return there and Scene((*others, there))
 
     def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:

@@ -35,18 +35,12 @@ def write_page(
     results: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None,
     links: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
-    """Writes the page.
+    """Writes the page; raises ReportError.
 
     Args:
-      path: the HTML file.
-      trajectories: in the order in which they are shown.
-      title: of the page.
       summary: names and values for its head: mode, checkpoint, steps, ...
       results: (headers, rows) of a table for its head.
       links: uid of a trajectory -> the image file of each turn, in order, relative to the page.
-
-    Raises:
-      ReportError: the file cannot be written.
     """
     thumbnails = [_thumbnail(number, one) for number, one in enumerate(trajectories, 1)]
     gallery = ['<nav class="gallery" aria-label="Final images">', *thumbnails, "</nav>"] if thumbnails else []
@@ -97,18 +91,20 @@ def _thumbnail(number: int, trajectory: SampledTrajectory) -> str:
 
 
 def _article(number: int, trajectory: SampledTrajectory, links: Sequence[str]) -> str:
-    verdict, chips = trajectory.verdict, []
+    verdict, of_verdict = trajectory.verdict, ""
     if verdict is not None:
-        chips.append(_chip("right", "green") if verdict["ok"] else _chip("wrong", "red"))
-    chips.append(_chip(trajectory.mode.value.replace("_", " ")))
-    chips.append(_chip(_count(len(trajectory.steps), "step", "steps")))
-    if trajectory.given:
-        chips.append(_chip(_count(trajectory.given, "turn given", "turns given")))
+        of_verdict = _chip("right", "green") if verdict["ok"] else _chip("wrong", "red")
     stopped = trajectory.stopped == "model"
-    chips.append(_chip("stopped by the model", "blue") if stopped else _chip("limit reached"))
-    chips.append(_chip(_count(trajectory.sampling_steps, "sampling step", "sampling steps")))
-    chips.append(_chip(f"{trajectory.seconds:.2f} s"))
-    chips.append(_chip(f"seed {trajectory.seed}"))
+    chips = [
+        of_verdict,
+        _chip(trajectory.mode.value.replace("_", " ")),
+        _chip(_count(len(trajectory.steps), "step", "steps")),
+        _chip(_count(trajectory.given, "turn given", "turns given")) if trajectory.given else "",
+        _chip("stopped by the model", "blue") if stopped else _chip("limit reached"),
+        _chip(_count(trajectory.sampling_steps, "sampling step", "sampling steps")),
+        _chip(f"{trajectory.seconds:.2f} s"),
+        _chip(f"seed {trajectory.seed}"),
+    ]
     given = "" if trajectory.prompt_image is None else _figure(trajectory.prompt_image, "input image")
     after = f'<h2 dir="auto">{_text(trajectory.instruction)}</h2>' if trajectory.instruction else ""
     return (
@@ -140,7 +136,7 @@ def _steps(trajectory: SampledTrajectory, links: Sequence[str]) -> str:
 
 def _turn(turn: Turn, given: bool, link: str | None) -> list[str]:
     """HTML of the text before, the image and the text after of a turn; "" for a text that it lacks."""
-    said = turn.instruction if turn.refines else turn.plan
+    said = turn.parsed
     before = after = ""
     if isinstance(said, Malformed):
         what, raw = "refine instruction" if turn.refines else "plan", _text(said.text) or "(no text)"
@@ -171,16 +167,12 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
         text = _text(check["text"])
         items.append(f'<li class="{kind}"><i>{sign}</i><span dir="auto">{text}{why}</span></li>')
     rest = {name: value for name, value in verdict.items() if name not in ("ok", "constraints")}
-    pairs = [f"{name}: {_spelled(value)}" for name, value in rest.items() if value not in (None, [], {}, "")]
+    rest = {name: ", ".join(map(str, v)) if isinstance(v, list) else v for name, v in rest.items()}
+    pairs = [f"{name}: {value}" for name, value in rest.items() if value not in (None, {}, "")]
     more = f'<p class="des">{_text(" · ".join(pairs))}</p>' if pairs else ""
     return (
         f'<section class="verdict"><span class="what">Verdict</span><ul>{"".join(items)}</ul>{more}</section>'
     )
-
-
-def _spelled(value: Any) -> str:
-    """A value of a verdict as text; lists joined by commas."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _figure(image: np.ndarray, caption: str, link: str | None = None) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import cycler
@@ -37,7 +38,7 @@ def bars(
       path: the PNG to write.
     """
     groups = list(dict.fromkeys(group for row in results.values() for group in row))
-    figure, axes = _axes((max(5.0, 1.6 + 1.05 * len(groups)), 4.2), title)
+    figure, axes = _axes((max(5.0, 1.6 + 1.05 * len(groups)), 4.2), title, "", ylabel)
     width = 0.8 / len(results)
     for i, (mode, row) in enumerate(results.items()):
         places = [k - 0.4 + width * (i + 0.5) for k, group in enumerate(groups) if group in row]
@@ -52,9 +53,7 @@ def bars(
         )
     axes.set_xticks(range(len(groups)), [_plain(group).replace("_", "\n") for group in groups])
     axes.set_ylim(0, 1.03)
-    axes.set_ylabel(_plain(ylabel))
-    figure.legend(loc="outside lower center", ncols=min(4, len(results)), frameon=False)
-    return _save(figure, path)
+    return _save(figure, path, ncols=min(4, len(results)))
 
 
 def points(
@@ -70,7 +69,7 @@ def points(
       results: name -> points, each x and (mean, low, high).
       path: the PNG to write.
     """
-    figure, axes = _axes((7.0, 4.2 + 0.2 * -(-len(results) // 2)), title)
+    figure, axes = _axes((7.0, 4.2 + 0.2 * -(-len(results) // 2)), title, xlabel, ylabel)
     for i, (name, found) in enumerate(results.items()):
         x, values = zip(*sorted(found), strict=True)
         mean, low, high = np.array(values).T
@@ -79,10 +78,7 @@ def points(
         mark = {"marker": MARKS[i % len(MARKS)], "markersize": size, "markerfacecolor": "none"}
         whisker = {"elinewidth": size / 5, "capsize": size / 3}
         axes.errorbar(x, mean, yerr=[mean - low, high - mean], label=_plain(name), **mark, **whisker)
-    axes.set_xlabel(_plain(xlabel))
-    axes.set_ylabel(_plain(ylabel))
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return _save(figure, path)
+    return _save(figure, path, ncols=2, fontsize=8)
 
 
 def curves(
@@ -96,7 +92,7 @@ def curves(
       losses: name -> (step, value) pairs; values that are not finite leave a gap.
       path: the PNG to write.
     """
-    figure, axes = _axes((7.2, 4.2), title)
+    figure, axes = _axes((7.2, 4.2), title, "step", "loss")
     for name, points in losses.items():
         steps = [float(step) for step, _ in points]
         values = [float(value) if math.isfinite(value) else math.nan for _, value in points]
@@ -104,10 +100,7 @@ def curves(
     finite = [value for points in losses.values() for _, value in points if math.isfinite(value)]
     if finite and min(finite) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return _save(figure, path)
+    return _save(figure, path, ncols=3)
 
 
 def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> bytes:
@@ -117,8 +110,7 @@ def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float
       panels: title -> name -> curves of (step, value) pairs, one per seed. At each step, mean and band are
         over the seeds that have it.
     """
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
+    columns, lines = min(3, len(panels)), -(-len(panels) // 3)
     figure = Figure(figsize=(4.4 * columns, 3.0 * lines), dpi=110, layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, (title, series) in zip(grid, panels.items(), strict=False):
@@ -131,7 +123,7 @@ def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float
             mean = [float(np.mean(found)) for found in values]
             mark = "o" if len(steps) < 12 else None
             (line,) = axes.plot(steps, mean, label=_plain(name), lw=1.4, marker=mark, markersize=3)
-            low, high = ([float(f(found)) for found in values] for f in (np.min, np.max))
+            low, high = list(map(min, values)), list(map(max, values))
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.18, lw=0)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -141,7 +133,7 @@ def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float
     return _png(figure)
 
 
-def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
+def _axes(size: tuple[float, float], title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, dpi=144, layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(LOOKS)
@@ -149,6 +141,8 @@ def _axes(size: tuple[float, float], title: str) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color="#e3e6ea", lw=0.8)
     axes.set_axisbelow(True)
     axes.set_title(_plain(title), loc="left", fontweight="bold")
+    axes.set_xlabel(_plain(xlabel))
+    axes.set_ylabel(_plain(ylabel))
     return figure, axes
 
 
@@ -157,7 +151,8 @@ def _plain(text: str) -> str:
     return one_line(text).replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+def _save(figure: Figure, path: str | os.PathLike[str], **legend: Any) -> pathlib.Path:
+    figure.legend(loc="outside lower center", frameon=False, **legend)
     return files.write_bytes(path, _png(figure))
 
 

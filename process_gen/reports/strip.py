@@ -82,13 +82,7 @@ def strip(trajectory: Trajectory, verdict: str | None = None) -> Image.Image:
 
 
 def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
-    """Draws a grid of images with a caption under each.
-
-    Args:
-      pictures: at least one, each [height, width, 3] uint8.
-      captions: one per picture.
-      columns: pictures in a row, at most.
-    """
+    """Draws a grid of images, [height, width, 3] uint8, at least one, with a caption under each."""
     cells = [
         _joined([_framed(picture, SIDE), _text([_Line(caption)], SIDE + 2, size=14)], 8, axis=1)
         for picture, caption in zip(pictures, captions, strict=True)
@@ -118,10 +112,8 @@ def _panels(step: Step, number: int, stopped: str | None) -> list[Image.Image]:
     for first in range(0, len(step.turns), MOST_TURNS):
         turns = step.turns[first : first + MOST_TURNS]
         drawn = [_framed(turn.image, SIDE) for turn in turns]
-        shown = [drawn[0]]
-        for image in drawn[1:]:
-            shown += [_arrow(image.height), image]
-        row = _joined(shown, 0, axis=0)
+        shown = [one for image in drawn for one in (_arrow(image.height), image)]
+        row = _joined(shown[1:], 0, axis=0)
         lines = _text([line for turn in turns for line in _lines(turn)], row.width)
         panels.append(_joined([row, *([] if first else [head]), lines], 10, axis=1))
     return panels
@@ -129,10 +121,9 @@ def _panels(step: Step, number: int, stopped: str | None) -> list[Image.Image]:
 
 def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
     """The outcomes of a step, as names of `COLOURS`. `stopped` is given for the last step alone."""
-    marks = ["refined" if step.refines else "accepted"]
-    if not step.turns[-1].image_ok:
-        marks = ["unnoticed error"]
-    if any(isinstance(said, Malformed) for turn in step.turns for said in (turn.plan, turn.instruction)):
+    went = "refined" if step.refines else "accepted"
+    marks = [went if step.turns[-1].image_ok else "unnoticed error"]
+    if any(isinstance(turn.parsed, Malformed) for turn in step.turns):
         marks.append("malformed")
     if stopped is not None:
         marks.append("stopped" if stopped == "model" else "limit")
@@ -141,7 +132,7 @@ def _marks(step: Step, stopped: str | None) -> tuple[str, ...]:
 
 def _lines(turn: Turn) -> list[_Line]:
     """The lines to write below the image of a turn: the text before it and its inspection."""
-    said, lines = turn.instruction if turn.refines else turn.plan, []
+    said, lines = turn.parsed, []
     if isinstance(said, Malformed):
         text = f"Refine: {said.text}" if turn.refines else said.text or "(no text)"
         lines += [_Line(text), _Line(said.reason, COLOURS["malformed"])]

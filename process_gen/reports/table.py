@@ -13,13 +13,8 @@ from process_gen.reports.text import one_line
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], digits: int = 3) -> str:
     """Formats `rows` under `headers` with aligned columns; columns of numbers are right-aligned.
 
-    Args:
-      rows: cells of any type; None is shown as `-`.
-      headers: one per column.
-      digits: decimals of every float.
-
-    Raises:
-      ValueError: a row has more or fewer cells than there are headers.
+    Cells are of any type: None is shown as `-`, and `digits` are the decimals of every float. Raises
+    ValueError where a row has more or fewer cells than there are headers.
     """
     columns = []
     for name, *values in zip(headers, *rows, strict=True):

@@ -78,7 +78,7 @@ def render_command(args: argparse.Namespace, level: Level) -> None:
         scene = _read_scene(args.scene, level)
     else:
         rng = np.random.default_rng(args.seed)
-        trajectory = scenes.baseline(read_prompt(args.prompt, level), rng, level, Mode.SINGLE_PASS)
+        trajectory = scenes.baseline(read_prompt(args.prompt, level), rng, Mode.SINGLE_PASS)
         scene = scenes.scene_from_json(trajectory.metadata["scenes"][-1], level)
     side = level.image_size * args.scale
     image = Image.fromarray(scenes.render(scene, level))
@@ -101,7 +101,7 @@ def show_command(args: argparse.Namespace, level: Level) -> None:
         request = read_prompt(args.prompt, level)
     else:
         request = scenes.sample_request(rng, level, args.category, args.split)
-    trajectory = scenes.teach(request, rng, level, **{name: getattr(args, name) for name in ODDS})
+    trajectory = scenes.teach(request, rng, **{name: getattr(args, name) for name in ODDS})
     _save(strip(trajectory), args.out)
     print("\n".join(scenes.texts(trajectory)))
     print(f"{len(trajectory.steps)} steps, written to {args.out}")

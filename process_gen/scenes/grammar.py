@@ -54,7 +54,7 @@ def read_request(text: str, level: str | Level = "default") -> Request | Malform
         clauses = order_clauses(named, relations)
     except ValueError as error:
         return Malformed(str(error), text)
-    return Request(text, categorize(named, relations), clauses, level.name)
+    return Request(text, categorize(named, relations), clauses, level)
 
 
 class _Reader:
@@ -84,11 +84,10 @@ class _Reader:
     def _item(self) -> None:
         subject = self._thing()
         while True:
-            start = self.at
-            self._take("is") or self._take("are")
+            verb = self._take("is") or self._take("are")
             relation = next((name for phrase, name in _PHRASES if self._take(*phrase)), None)
             if relation is None:
-                if self.at != start:
+                if verb:
                     raise ValueError(f"expected a relation after {self._context()}")
                 return
             target = self._thing()

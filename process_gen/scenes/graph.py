@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ MAX_COLOUR_RATIO = 0.65
 a larger ratio is unclear."""
 
 Box = tuple[float, float, float, float]
+Anchor = tuple[str, "Object"]
+"""(relation, another object): says where an object stands, such as "left of" the ring."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +56,12 @@ class Object:
 
     @property
     def clear(self) -> bool:
-        return self.shape != UNCLEAR and self.colour != UNCLEAR
+        return UNCLEAR not in (self.shape, self.colour)
+
+    @property
+    def named(self) -> tuple[str, str, str]:
+        """As descriptions name it: shape, colour and cell."""
+        return self.shape, self.colour, self.cell
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("shape", "colour", "cell", "x", "y", "size")}
@@ -75,6 +83,11 @@ def alike(one: Object, other: Object) -> bool:
 def distance(one: Object, other: Object) -> int:
     """Manhattan distance between the centres of two things, in pixels."""
     return abs(one.x - other.x) + abs(one.y - other.y)
+
+
+def without(things: Mapping[int, Object], number: int) -> list[Object]:
+    """The objects of a canvas, by number, but one."""
+    return [thing for n, thing in things.items() if n != number]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,13 +113,23 @@ class Scene:
         return {"objects": [thing.to_json() for thing in self.objects]}
 
 
+def lacking(scene: Scene, other: Scene) -> list[Object]:
+    """The things of a scene that another one lacks, compared as descriptions name them."""
+    left = collections.Counter(thing.named for thing in other.objects)
+    found = []
+    for thing in scene.objects:
+        if left[thing.named]:
+            left[thing.named] -= 1
+        else:
+            found.append(thing)
+    return found
+
+
 def scene_from_json(data: Mapping[str, Any], level: str | Level) -> Scene:
     """Reads what `Scene.to_json` wrote, or a scene that a person wrote.
 
-    An object needs `shape` and `colour`, and `cell` or `x` and `y`; `size` has a default.
-
-    Raises:
-      ValueError: says which object is wrong and why.
+    An object needs `shape` and `colour`, and `cell` or `x` and `y`; `size` has a default. Raises ValueError
+    that says which object is wrong and why.
     """
     level = get_level(level)
     if not isinstance(data, Mapping) or not isinstance(data.get("objects"), list):
@@ -173,6 +196,6 @@ def relations_between(subject: Box, target: Box, margin: float = 0.1) -> tuple[s
     return tuple(itertools.compress(OPPOSITE, (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)))
 
 
-def has_relations(thing: Object, related: Iterable[tuple[str, Object]], margin: float) -> bool:
+def has_relations(thing: Object, anchors: Iterable[Anchor], margin: float) -> bool:
     """Whether a thing stands in each relation to the object given with it; `margin` as in `offsets`."""
-    return all(relation in relations_between(thing.box, other.box, margin) for relation, other in related)
+    return all(relation in relations_between(thing.box, other.box, margin) for relation, other in anchors)

@@ -16,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from process_gen.scenes.graph import Object, Scene, has_relations, relations_between
-from process_gen.scenes.levels import get_level
 from process_gen.scenes.parse import parse
-from process_gen.scenes.requests import Clause, Request, related
+from process_gen.scenes.requests import Clause, Request
 from process_gen.scenes.words import noun_phrase
 
 _MAX_ASSIGNMENTS = 5000
@@ -80,8 +79,7 @@ def judge(request: Request, image_or_scene: np.ndarray | Scene) -> Verdict:
     scene = image_or_scene if isinstance(image_or_scene, Scene) else parse(image_or_scene, request.level)
     clear = [thing for thing in scene.objects if thing.clear]
     assignments = itertools.islice(_assignments(request.clauses, clear), _MAX_ASSIGNMENTS)
-    margin = get_level(request.level).margin
-    options = (_check_clauses(request.clauses, groups, margin) for groups in assignments)
+    options = (_check_clauses(request, groups) for groups in assignments)
     best = min(options, key=lambda checks: sum(not check.ok for check in checks))
     asked = {clause.shape for clause in request.clauses}
     extra = [f"{thing.colour} {thing.shape} at {thing.cell}" for thing in clear if thing.shape not in asked]
@@ -118,21 +116,19 @@ def matchings(
       choose: picks a thing's number among the free ones of a clause, which are interchangeable.
       some: whether things may stay unassigned.
     """
-    owners, partners = request.numbering(), request.partners()
-    margin = get_level(request.level).margin
 
     def go(index: int, placed: dict[int, Object]) -> Iterator[dict[int, Object]]:
         if index == len(things):
             yield placed
             return
         thing, free = things[index], {}
-        for number, owner in enumerate(owners):
+        for number, owner in enumerate(request.numbering):
             if number not in placed:
                 free.setdefault(owner, []).append(number)
         for owner, numbers in free.items():
             clause, number = request.clauses[owner], choose(thing, numbers)
             fits = thing.shape == clause.shape and clause.colour in (None, thing.colour)
-            if fits and has_relations(thing, related(number, placed, partners), margin):
+            if fits and has_relations(thing, request.related(number, placed), request.level.margin):
                 yield from go(index + 1, {**placed, number: thing})
         if some:
             yield from go(index + 1, placed)
@@ -162,10 +158,9 @@ def _assignments(clauses: Sequence[Clause], things: list[Object]) -> Iterator[tu
             yield (chosen, *tail)
 
 
-def _check_clauses(
-    clauses: Sequence[Clause], groups: Sequence[Sequence[Object]], margin: float
-) -> tuple[Check, ...]:
-    checks, usable = [], []
+def _check_clauses(request: Request, groups: Sequence[Sequence[Object]]) -> tuple[Check, ...]:
+    """Checks the things that were assigned to each clause: counts and colours, then relations."""
+    checks, usable, clauses = [], [], request.clauses
     for clause, group in zip(clauses, groups, strict=True):
         wanted = noun_phrase(clause.count, None, clause.shape)
         counted = len(group) == clause.count
@@ -175,27 +170,25 @@ def _check_clauses(
             reason = f"expected {clause}, found {' and '.join(wrong)}" if wrong else ""
             checks.append(Check("colour", str(clause), reason))
         usable.append(checks[-1].ok)
-    for i, clause in enumerate(clauses):
-        if clause.position and len(groups[i]) == clause.count:
-            checks.append(_check_relation(clauses, groups, usable, i, margin))
+    for clause, group in zip(clauses, groups, strict=True):
+        if clause.position and len(group) == clause.count:
+            relation, target = clause.position
+            name = f"{clause} {relation} {clauses[target]}"
+            if usable[target]:
+                reason = _misplaced(group, relation, groups[target], name, request.level.margin)
+            else:
+                reason = f"no target for {clause} to be {relation}"
+            checks.append(Check("relation", name, reason))
     return tuple(checks)
 
 
-def _check_relation(
-    clauses: Sequence[Clause],
-    groups: Sequence[Sequence[Object]],
-    usable: Sequence[bool],
-    index: int,
-    margin: float,
-) -> Check:
-    relation, target = clauses[index].position
-    name = f"{clauses[index]} {relation} {clauses[target]}"
-    if not usable[target]:
-        return Check("relation", name, f"no target for {clauses[index]} to be {relation}")
-    for subject, other in itertools.product(groups[index], groups[target]):
+def _misplaced(
+    group: Sequence[Object], relation: str, targets: Sequence[Object], name: str, margin: float
+) -> str:
+    """Why a relation does not hold between all things of two groups; empty if it does."""
+    for subject, other in itertools.product(group, targets):
         found = relations_between(subject.box, other.box, margin)
         if relation not in found:
             seen = " and ".join(found) or "in no clear relation to"
-            reason = f"expected {name}, found the {subject.shape} {seen} the {other.shape}"
-            return Check("relation", name, reason)
-    return Check("relation", name)
+            return f"expected {name}, found the {subject.shape} {seen} the {other.shape}"
+    return ""

@@ -12,13 +12,10 @@ from typing import Literal
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import Object
+from process_gen.scenes.graph import Anchor, Object
 from process_gen.scenes.levels import NUMBERS, Level
 from process_gen.scenes.placement import at_place
 from process_gen.scenes.words import count_tokens, listed, pick
-
-Anchor = tuple[str, Object]
-"""(relation, object on the canvas): says where another object stands, such as "left of" the ring."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,21 +204,17 @@ def describe(
 ) -> str:
     """The whole scene as a list. Style 1 is the shortest, style 2 has articles.
 
-    Args:
-      anchors: one for each object, on hung levels.
+    `anchors` has one for each object, on hung levels.
     """
     if not things:
         return "nothing yet"
     if level.hung:
-        article = "a" if style == 2 else ""
-        items = [
-            _joined(article, noun(thing, level), by_anchor(anchor, level).replace(" the ", " "))
-            for thing, anchor in zip(things, anchors or [None] * len(things), strict=True)
-        ]
+        places = [by_anchor(anchor, level).replace(" the ", " ") for anchor in anchors]
     else:
-        form = ("{} at {}", "{} {}", "a {} at {}")[style]
-        items = [form.format(noun(thing, level), thing.cell) for thing in things]
-    return listed(items, " and " if style == 2 else ", ")
+        places = [thing.cell if style == 1 else f"at {thing.cell}" for thing in things]
+    article = "a" if style == 2 else ""
+    items = (_joined(article, noun(thing, level), place) for thing, place in zip(things, places, strict=True))
+    return listed(list(items), " and " if style == 2 else ", ")
 
 
 def instruct(
@@ -262,45 +255,12 @@ def instruct_all(changes: Sequence[Change], level: Level, rng: Generator | None,
     return pick(rng, (" and ", ", ", ", then ")).join(said)
 
 
-def plan_texts(
-    changes: Sequence[Change],
-    things: Sequence[Object],
-    level: Level,
-    rng: Generator,
-    first: bool,
-    repair: Change | None = None,
-    anchors: Sequence[Anchor | None] = (),
-) -> tuple[str, str]:
-    """Instruction and description of a step, shortened as far as possible to the level's budget.
-
-    Args:
-      things: the whole scene as it should stand afterwards.
-      repair: a repair of an earlier mistake to mention first; dropped where there is no room.
-      anchors: of the objects, on hung levels.
-    """
-    room = level.budget.plan - 6  # <|im_start|>, <|im_end|> and four tags
-    # Style 0 is the most frequent; articles only while the list is short.
-    style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
-    said = [*([repair] if repair else []), *changes]
-    texts = instruct_all(said, level, rng, first), describe(things, level, style, anchors)
-    if sum(map(count_tokens, texts)) > room:
-        texts = texts[0], describe(things, level, 1, anchors)
-    if sum(map(count_tokens, texts)) > room:
-        texts = instruct_all(said, level, None, first), texts[1]
-    if sum(map(count_tokens, texts)) > room:
-        texts = instruct_all(changes, level, None, first), texts[1]
-    return texts
-
-
 def approve(
     touched: Sequence[int], state: Mapping[int, Object], later: Sequence[Change], level: Level, rng: Generator
 ) -> str:
     """An inspection that finds nothing wrong.
 
-    Args:
-      touched: numbers of what this step has drawn or changed.
-      state: everything on the canvas, by number.
-      later: what the steps after this one do.
+    `touched` are the numbers of what this step has drawn or changed, `later` what the steps after it do.
     """
     if level.hung:
         return HUNG_FINE

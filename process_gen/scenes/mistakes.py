@@ -11,17 +11,17 @@ Only errors that words can repair are planted (`with_repair_anchor`): `placement
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from numpy.random import Generator
 
-from process_gen.scenes.graph import OPPOSITE, Object, Scene, alike, has_relations
+from process_gen.scenes.graph import OPPOSITE, Anchor, Object, Scene, alike, has_relations, without
 from process_gen.scenes.hung import anchored, is_unique
 from process_gen.scenes.judge import may_become
-from process_gen.scenes.language import MISSING, Anchor, Change, by_anchor, instruct, tables
+from process_gen.scenes.language import MISSING, Change, by_anchor, instruct, tables
 from process_gen.scenes.levels import NUMBERS, Level
-from process_gen.scenes.placement import at_place, find_place, fits, hang, nearest_free
-from process_gen.scenes.requests import Partners, Request, related
+from process_gen.scenes.placement import Place, at_place, find_place, fits, hang, nearest_free, unplaced
+from process_gen.scenes.requests import Request
 from process_gen.scenes.words import noun_phrase, pick
 
 MISTAKES = ("colour", "shape", "place", "count", "missing", "extra")
@@ -94,52 +94,30 @@ class Mistake:
 
 
 def plant(
-    rng: Generator,
-    state: State,
-    number: int,
-    level: Level,
-    kind: str | None = None,
-    partners: Partners | None = None,
+    rng: Generator, state: State, number: int, request: Request, kind: str | None = None
 ) -> Mistake | None:
-    """Draws a mistake for a canvas, or None where there is no way to make one of its kind.
+    """Draws a mistake that hits the thing `number`, or None where there is no way to make one of its kind.
 
-    Args:
-      state: how the canvas should be.
-      number: of the thing that is hit.
-      kind: one of `MISTAKES`; drawn if None.
-      partners: `Request.partners`, for hung levels.
+    `state` is how the canvas should be; `kind` is one of `MISTAKES`, drawn if None.
     """
-    kind = kind or pick(rng, HUNG_MISTAKES if level.hung else MISTAKES)
-    if level.hung:
-        return _plant_hung(rng, state, number, level, kind, partners or {})
-    thing, others = state[number], [other for n, other in state.items() if n != number]
-    looks = (thing.shape, thing.colour, thing.size)
-    if kind == "missing":
-        return Mistake(kind, number, None, thing)
-    if kind == "count" and any(alike(thing, other) for other in others) and rng.random() < 0.5:
-        return Mistake(kind, number, None, thing)
-    if kind == "colour":
-        colours = sorted((c for c in level.colours if c != thing.colour), key=lambda _: rng.random())
-        options = (dataclasses.replace(thing, colour=colour) for colour in colours[:3])
-        wrong = next((option for option in options if fits(option, others, level)), None)
-    elif kind == "shape":
-        wrong = dataclasses.replace(thing, shape=pick(rng, [s for s in level.shapes if s != thing.shape]))
-    else:
-        if kind == "extra":
-            looks = (pick(rng, level.shapes), pick(rng, level.colours), pick(rng, level.sizes)[1])
-        wrong = find_place(rng, level, looks, [*others, thing])
-    if wrong is None:
-        return None
-    too_many = kind in ("extra", "count")
-    return Mistake(kind, STRAY, wrong, None) if too_many else Mistake(kind, number, wrong, thing)
+    kind = kind or pick(rng, HUNG_MISTAKES if request.level.hung else MISTAKES)
+    twins = kind == "count" and any(alike(state[number], other) for other in without(state, number))
+    if kind == "missing" or (twins and rng.random() < 0.5):
+        return with_repair_anchor(Mistake(kind, number, None, state[number]), state, request)
+    spoiled = _spoiled_hung if request.level.hung else _spoiled
+    for wrong in spoiled(rng, state, number, request, kind):
+        if mistake := _drawn(kind, number, wrong, state, request):
+            return mistake
+    return None
 
 
-def misplan(rng: Generator, state: State, number: int, level: Level, request: Request) -> Mistake | None:
+def misplan(rng: Generator, state: State, number: int, request: Request) -> Mistake | None:
     """Draws a mistake for the plan that adds the thing `number`.
 
     None where there is no way to make one of the kind that was drawn, or where it
     would not contradict the prompt. `state` is how the canvas should be after the step.
     """
+    level = request.level
     kind = pick(rng, HUNG_MISPLANS if level.hung else MISPLANS)
     if kind == "taken":
         others = [n for n in state if n != number]
@@ -147,97 +125,101 @@ def misplan(rng: Generator, state: State, number: int, level: Level, request: Re
             return None
         covered = pick(rng, others)
         return Mistake("place", number, at_place(state[number], state[covered]), state[number], covered)
-    if level.hung:
-        mistake = misplan_hung(rng, state, number, level, kind, request.partners())
-    else:
-        mistake = plant(rng, state, number, level, kind)
+    mistake = (misplan_hung if level.hung else plant)(rng, state, number, request, kind)
     if mistake is None or mistake.wrong is None:
         return None
     return None if may_become(request, Scene(tuple(mistake.apply(state).values()))) else mistake
 
 
-def _plant_hung(
-    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
-) -> Mistake | None:
-    """`plant` for hung levels: misplaced and surplus objects go to a random free cell."""
-    thing, others = state[number], [other for n, other in state.items() if n != number]
-    if kind == "missing" or (
-        kind == "count" and not is_unique(thing, [*others, thing]) and rng.random() < 0.5
-    ):
-        return with_repair_anchor(Mistake(kind, number, None, thing), state, partners, level)
-    if kind in ("colour", "shape"):
-        return _repainted(rng, state, number, level, kind, partners)
-    wrong, right, hit = thing, thing, number
-    if kind != "place":
-        wrong, right, hit = _stray(rng, thing, list(state.values()), level, kind), None, STRAY
-    for x, y, cell in _astray(rng, list(state.values()), level):
-        wrong = dataclasses.replace(wrong, x=x, y=y, cell=cell)
-        if kind != "place" or not has_relations(wrong, related(number, state, partners), level.margin):
-            if found := with_repair_anchor(Mistake(kind, hit, wrong, right), state, partners, level):
-                return found
-    return None
-
-
-def _astray(rng: Generator, things: list[Object], level: Level) -> list[tuple[int, int, str]]:
-    """Free cells, (x, y, cell), in random order; mostly (`BESIDE`) with those beside an object first."""
-    pitch = level.centres[1][0] - level.centres[0][0]
-    free = nearest_free(level, things, None)
-    free = [free[n] for n in rng.permutation(len(free))]
-    if rng.random() >= BESIDE:
-        return free
-    return sorted(free, key=lambda at: all(max(abs(at[0] - t.x), abs(at[1] - t.y)) > pitch for t in things))
-
-
-def misplan_hung(
-    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
-) -> Mistake | None:
+def misplan_hung(rng: Generator, state: State, number: int, request: Request, kind: str) -> Mistake | None:
     """Draws a mistake of a plan on a hung level; `placement.hang` places the object by the wrong text.
 
-    Args:
-      state: how the canvas should be after the step that adds the thing `number`.
-
-    Returns:
-      None where there is no way to make one of this kind.
+    `state` is how the canvas should be after the step that adds the thing `number`. None where there
+    is no way to make a mistake of this kind.
     """
-    thing, others = state[number], [other for n, other in state.items() if n != number]
+    level, thing, everything = request.level, state[number], list(state.values())
     if kind in ("colour", "shape"):
-        return _repainted(rng, state, number, level, kind, partners)
-    if kind == "place":
-        asked = related(number, state, partners)
+        wrong = _repainted(rng, thing, everything, level, kind)
+    elif kind == "place":
+        asked = request.related(number, state)
         if not asked:
             return None
         said, target = asked[0]
         relation = pick(rng, [relation for relation in OPPOSITE if relation != said])
-        wrong = hang(thing, others, level, relation, [target])
+        wrong = hang(thing, without(state, number), level, [(relation, target)])
         if wrong is None or has_relations(wrong, asked, level.margin):
             return None
-        return with_repair_anchor(Mistake(kind, number, wrong, thing), state, partners, level)
-    everything = list(state.values())
-    stray = _stray(rng, thing, everything, level, kind)
-    targets = [one for one in everything if is_unique(one, everything) and not alike(one, stray)]
-    relation, some = None, []
-    if partners and targets:
-        relation, some = pick(rng, tuple(OPPOSITE)), [pick(rng, targets)]
-    wrong = hang(stray, everything, level, relation, some)
-    return wrong and with_repair_anchor(Mistake(kind, STRAY, wrong, None), state, partners, level)
+    else:
+        stray = _stray(rng, thing, everything, level, kind)
+        targets = [one for one in everything if is_unique(one, everything) and not alike(one, stray)]
+        said = request.partners and targets
+        anchors = [(pick(rng, tuple(OPPOSITE)), pick(rng, targets))] if said else []
+        wrong = hang(stray, everything, level, anchors)
+    return wrong and _drawn(kind, number, wrong, state, request)
 
 
-def with_repair_anchor(mistake: Mistake, state: State, partners: Partners, level: Level) -> Mistake | None:
-    """Adds the anchor of its repair to a mistake; None where no text can describe the repair."""
-    change = anchored(mistake.repair, mistake.apply(state), partners, level)
+def with_repair_anchor(mistake: Mistake, state: State, request: Request) -> Mistake | None:
+    """Adds the anchor of its repair on hung levels; None where no text can describe the repair."""
+    if not request.level.hung:
+        return mistake
+    change = anchored(mistake.repair, mistake.apply(state), request)
     return change and dataclasses.replace(mistake, anchor=change.anchor)
 
 
-def _repainted(
-    rng: Generator, state: State, number: int, level: Level, kind: str, partners: Partners
-) -> Mistake | None:
-    """Draws a wrong colour or shape with which the object looks like no other; None where it fails."""
-    thing = state[number]
+def _drawn(kind: str, number: int, wrong: Object, state: State, request: Request) -> Mistake | None:
+    """The mistake of drawing `wrong`, in the place of the thing `number` or beside all others."""
+    if kind in ("extra", "count"):
+        number, right = STRAY, None
+    else:
+        right = state[number]
+    return with_repair_anchor(Mistake(kind, number, wrong, right), state, request)
+
+
+def _spoiled(rng: Generator, state: State, number: int, request: Request, kind: str) -> Iterator[Object]:
+    """Yields the wrong object that a mistake draws, or nothing where it finds none."""
+    level, thing, others = request.level, state[number], without(state, number)
+    if kind == "colour":
+        colours = sorted((c for c in level.colours if c != thing.colour), key=lambda _: rng.random())
+        options = (dataclasses.replace(thing, colour=colour) for colour in colours[:3])
+        wrong = next((option for option in options if fits(option, others, level)), None)
+    elif kind == "shape":
+        wrong = dataclasses.replace(thing, shape=pick(rng, [s for s in level.shapes if s != thing.shape]))
+    else:
+        wrong = unplaced(rng, level, pick(rng, level.shapes)) if kind == "extra" else thing
+        wrong = find_place(rng, level, wrong, [*others, thing])
+    if wrong is not None:
+        yield wrong
+
+
+def _spoiled_hung(rng: Generator, state: State, number: int, request: Request, kind: str) -> Iterator[Object]:
+    """`_spoiled` for hung levels: misplaced and surplus objects go to every free cell, in random order."""
+    level, thing, everything = request.level, state[number], list(state.values())
+    if kind in ("colour", "shape"):
+        if wrong := _repainted(rng, thing, everything, level, kind):
+            yield wrong
+        return
+    wrong = thing if kind == "place" else _stray(rng, thing, everything, level, kind)
+    for place in _astray(rng, everything, level):
+        there = at_place(wrong, place)
+        if kind != "place" or not has_relations(there, request.related(number, state), level.margin):
+            yield there
+
+
+def _astray(rng: Generator, things: list[Object], level: Level) -> list[Place]:
+    """Free places in random order; mostly (`BESIDE`) with those beside an object first."""
+    free = nearest_free(level, things, None)
+    free = [free[n] for n in rng.permutation(len(free))]
+    if rng.random() >= BESIDE:
+        return free
+    near = level.cell_size
+    return sorted(free, key=lambda at: all(max(abs(at.x - t.x), abs(at.y - t.y)) > near for t in things))
+
+
+def _repainted(rng: Generator, thing: Object, things: list[Object], level: Level, kind: str) -> Object | None:
+    """Draws a wrong colour or shape; None where the object then looks like another one."""
     words = level.colours if kind == "colour" else level.shapes
     wrong = dataclasses.replace(thing, **{kind: pick(rng, [w for w in words if w != getattr(thing, kind)])})
-    if any(alike(wrong, other) for other in state.values()):
-        return None
-    return with_repair_anchor(Mistake(kind, number, wrong, thing), state, partners, level)
+    return None if any(alike(wrong, other) for other in things) else wrong
 
 
 def _stray(rng: Generator, thing: Object, things: list[Object], level: Level, kind: str) -> Object:

@@ -8,7 +8,6 @@ draft with its plan, without what of the plan contradicts the prompt. Both are d
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import zlib
@@ -18,15 +17,15 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.scenes import hung, language
-from process_gen.scenes.graph import UNCLEAR, Object, Scene
+from process_gen.scenes.graph import UNCLEAR, Object, Scene, alike, lacking
 from process_gen.scenes.judge import matchings, may_become
 from process_gen.scenes.language import Change, apply
-from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.levels import Level
 from process_gen.scenes.mistakes import STRAY, Mistake, name_fault, say_repair
-from process_gen.scenes.placement import candidates, fits, nearest_free, place_sorted, plainly
-from process_gen.scenes.requests import Request, related
+from process_gen.scenes.placement import at_place, candidates, fits, nearest_free, place_sorted, plainly
+from process_gen.scenes.requests import Request
 from process_gen.scenes.schedule import MAX_STEPS
-from process_gen.scenes.teacher import in_few_words, say_plan
+from process_gen.scenes.teacher import say_plan
 from process_gen.trajectory.markup import Plan
 
 _MOST = 5_000  # limit on assignments, and on trial placements
@@ -38,26 +37,18 @@ def plan_next(
 ) -> Plan | None:
     """The plan of the next step; None where the canvas is what the prompt asks for.
 
-    Args:
-      canvas: what stands, as `parse` reads it.
-      done: steps so far.
-      room: steps that are left, at most `MAX_STEPS - done`, which is the default.
-      meant: the scene that the last plan describes; it gives unclear objects their names.
-
-    Raises:
-      ValueError: the level has no room for what the prompt asks for.
+    `done` are the steps so far, `room` those that are left, at most `MAX_STEPS - done`, which is the default.
+    `meant`, the scene that the last plan describes, gives unclear objects their names. Raises ValueError
+    where the level has no room for what the prompt asks for.
     """
-    level, rng = get_level(request.level), _step_rng(request, done)
-    changes, state = _changes_to_goal(request, level, canvas, meant)
+    changes, state = _changes_to_goal(request, canvas, meant)
     if not changes:
         return None
     left = max(MAX_STEPS - done if room is None else min(room, MAX_STEPS - done), 1)
     now = changes[: -(-len(changes) // left)]
     for change in now:
         apply(change, state)
-    things = dict(sorted(state.items()))
-    plan = say_plan(now, things, request.partners(), level, rng, done == 0)
-    return in_few_words(plan, things, request.partners(), level, rng)
+    return say_plan(now, dict(sorted(state.items())), request, _step_rng(request, done), done == 0)
 
 
 def look(
@@ -65,29 +56,23 @@ def look(
 ) -> tuple[str, str | None]:
     """Inspects a draft: (inspection, correction of the first mistake); without one the correction is None.
 
-    Args:
-      draft: what stands, as `parse` reads it.
-      meant: the scene that its plan describes; None where that cannot be read.
-      before: the canvas before the step; empty by default.
-      done: steps before this one.
-
-    Raises:
-      ValueError: the level has no room for what the prompt asks for.
+    `meant` is the scene that its plan describes, None where that cannot be read; `before` the canvas before
+    the step, empty by default; `done` are the steps before this one. Raises ValueError as `plan_next` does.
     """
-    level, rng = get_level(request.level), _step_rng(request, done)
+    level, rng = request.level, _step_rng(request, done)
     if meant is None:
-        meant = mended(request, level, draft)
+        meant = mended(request, draft)
     elif not sound(request, meant):
-        possible = mended(request, level, meant)
-        right = sound(request, draft) and _looks(draft) == _looks(possible)
-        meant = draft if right else possible
+        possible = mended(request, meant)
+        shown, wanted = (sorted((one.shape, one.colour) for one in s.objects) for s in (draft, possible))
+        meant = draft if shown == wanted and sound(request, draft) else possible
     if meant is not draft:
         draft = hung.match_cells(draft, meant, level)
     state = dict(enumerate(meant.objects))
     found = find_mistakes(draft, meant)
     if not found:
-        there = set(map(_key, hung.match_cells(before, meant, level).objects if before else ()))
-        touched = [n for n, thing in state.items() if _key(thing) not in there]
+        there = {one.named for one in hung.match_cells(before, meant, level).objects} if before else ()
+        touched = [n for n, thing in state.items() if thing.named not in there]
         return language.approve(touched, state, (), level, rng), None
     first = with_anchor(found[0], meant, level)
     return name_fault(first, state, rng, level), say_repair(first, level, rng)
@@ -105,19 +90,9 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
     A thing in its cell with one wrong property is a `colour` or `shape` mistake, one that looks right in
     another cell a `place`; all others are `missing` or `extra`. Numbers are indices into `meant.objects`.
     """
-    numbers = collections.defaultdict(list)
-    for number, thing in enumerate(meant.objects):
-        numbers[_key(thing)].append(number)
-    surplus = []
-    for thing in drawn.objects:
-        if numbers[_key(thing)]:
-            numbers[_key(thing)].pop()
-        else:
-            surplus.append(thing)
-    lacking = sorted(number for some in numbers.values() for number in some)
-    changed, missing = [], []
-    for number in lacking:
-        right = meant.objects[number]
+    surplus, changed, missing = lacking(drawn, meant), [], []
+    for right in lacking(meant, drawn):
+        number = next(n for n, thing in enumerate(meant.objects) if thing is right)
         pairs = ((_difference(thing, right), thing) for thing in surplus)
         kind, wrong = next((pair for pair in pairs if pair[0]), ("missing", None))
         (changed if wrong else missing).append(Mistake(kind, number, wrong, right))
@@ -125,14 +100,6 @@ def find_mistakes(drawn: Scene, meant: Scene) -> list[Mistake]:
     filled = {mistake.right.cell for mistake in missing}
     extra = (thing for thing in surplus if thing.clear or thing.cell not in filled)
     return [*changed, *missing, *(Mistake("extra", STRAY, thing, None) for thing in extra)]
-
-
-def _looks(scene: Scene) -> collections.Counter[tuple[str, str]]:
-    return collections.Counter((thing.shape, thing.colour) for thing in scene.objects)
-
-
-def _key(thing: Object) -> tuple[str, str, str]:
-    return thing.shape, thing.colour, thing.cell
 
 
 def _difference(wrong: Object, right: Object) -> str | None:
@@ -169,10 +136,10 @@ def _named(thing: Object, meant: Scene | None, level: Level) -> Object:
 
 
 def _changes_to_goal(
-    request: Request, level: Level, canvas: Scene, meant: Scene | None
+    request: Request, canvas: Scene, meant: Scene | None
 ) -> tuple[list[Change], dict[int, Object]]:
     """The changes that lead to what the prompt asks for, additions last; and the canvas by number."""
-    kept, dropped, final = _settle(request, level, canvas)
+    kept, dropped, final = _settle(request, canvas)
     missing = [number for number in final if number not in kept]
     state, repairs, removals = dict(kept), [], []
     for index, thing in enumerate(dropped, _SURPLUS):
@@ -180,18 +147,17 @@ def _changes_to_goal(
         kind, number = next((pair for pair in pairs if pair[0]), (None, index))
         if kind is None and not thing.clear and any(final[n].cell == thing.cell for n in missing):
             continue  # a missing object will be drawn over it
-        state[number] = _named(thing, meant, level)
+        state[number] = _named(thing, meant, request.level)
         if kind is None:
-            removals.append(Change("remove", (number,), state[number], None))
+            removals.append(Mistake("extra", number, state[number], None))
         else:
             missing.remove(number)
-            kind = "move" if kind == "place" else kind
-            repairs.append(Change(kind, (number,), thing, final[number]))
-    additions = [Change("add", (number,), None, final[number]) for number in missing]
-    return [*removals, *repairs, *additions], state
+            repairs.append(Mistake(kind, number, thing, final[number]))
+    additions = [Mistake("missing", number, None, final[number]) for number in missing]
+    return [mistake.repair for mistake in (*removals, *repairs, *additions)], state
 
 
-def mended(request: Request, level: Level, scene: Scene) -> Scene:
+def mended(request: Request, scene: Scene) -> Scene:
     """Repairs or removes what in a scene contradicts the prompt; adds nothing that is missing.
 
     Of objects that share a cell, the later ones get places of their own if the prompt asks for such
@@ -201,48 +167,40 @@ def mended(request: Request, level: Level, scene: Scene) -> Scene:
     for thing in scene.objects:
         (crowded if thing.cell in cells else first).append(thing)
         cells.add(thing.cell)
-    changes, state = _changes_to_goal(request, level, Scene(tuple(first)), None)
+    changes, state = _changes_to_goal(request, Scene(tuple(first)), None)
     for change in changes:
-        looks = change.after and (change.after.shape, change.after.colour)
-        again = next((thing for thing in crowded if (thing.shape, thing.colour) == looks), None)
+        again = next((thing for thing in crowded if change.after and alike(thing, change.after)), None)
         if change.kind != "add" or again is not None:
             apply(change, state)
             crowded = [thing for thing in crowded if thing is not again]
     things = dict(sorted(state.items()))
-    return hung.described(things, request.partners()) if level.hung else Scene(tuple(things.values()))
+    return hung.described(things, request) if request.level.hung else Scene(tuple(things.values()))
 
 
-def _settle(
-    request: Request, level: Level, canvas: Scene
-) -> tuple[dict[int, Object], list[Object], dict[int, Object]]:
-    """Objects that may stay, by number; those that may not; and the final scene, by number.
-
-    Raises:
-      ValueError: not even an empty canvas has room.
-    """
+def _settle(request: Request, canvas: Scene) -> tuple[dict[int, Object], list[Object], dict[int, Object]]:
+    """Objects that may stay, by number; those that may not; the final scene, by number. Raises ValueError."""
     rng = np.random.default_rng(zlib.crc32(request.text.encode()))
-    wanted = place_sorted(rng, level, request)
+    wanted = place_sorted(rng, request)
     clear = [thing for thing in canvas.objects if thing.clear]
 
     def choose(thing: Object, numbers: Sequence[int]) -> int:
         """The number at which the teacher has just this object, else the first."""
-        return next((n for n in reversed(numbers) if _key(wanted[n]) == _key(thing)), numbers[0])
+        return next((n for n in reversed(numbers) if wanted[n].named == thing.named), numbers[0])
 
     options = itertools.islice(matchings(request, clear, choose, some=True), _MOST)
 
     def worth(kept: Mapping[int, Object]) -> tuple[int, int]:
-        return len(kept), sum(_key(thing) == _key(wanted[number]) for number, thing in kept.items())
+        return len(kept), sum(thing.named == wanted[number].named for number, thing in kept.items())
 
     for kept in sorted(options, key=worth, reverse=True):
         dropped = [thing for thing in canvas.objects if not any(thing is one for one in kept.values())]
-        if (final := _complete(request, level, kept, dropped, wanted, rng)) is not None:
+        if (final := _complete(request, kept, dropped, wanted, rng)) is not None:
             return kept, dropped, final
-    raise ValueError(f"level {level.name!r} has no room for {request.text!r}")
+    raise ValueError(f"level {request.level.name!r} has no room for {request.text!r}")
 
 
 def _complete(
     request: Request,
-    level: Level,
     kept: Mapping[int, Object],
     dropped: Sequence[Object],
     wanted: Sequence[Object],
@@ -252,25 +210,20 @@ def _complete(
 
     It tries the places of dropped objects of the same shape or colour, the teacher's, then all others.
     """
-    partners, tries = request.partners(), itertools.count()
+    level, tries = request.level, itertools.count()
     missing = [number for number in range(len(wanted)) if number not in kept]
 
     def places(number: int, placed: Mapping[int, Object]) -> Iterator[Object]:
-        thing = wanted[number]
-        alike = [one for one in dropped if one.clear and thing.shape == one.shape]
-        alike += [one for one in dropped if one.clear and thing.colour == one.colour]
-        taken = list(placed.values())
+        thing, taken = wanted[number], list(placed.values())
         if level.hung:
-            near = next((other for _, other in related(number, placed, partners)), None)
+            near = next((other for _, other in request.related(number, placed)), None)
             others = nearest_free(level, taken, near)
         else:
             free = candidates(rng, level, thing.size, taken)
-            others = [
-                (thing.x, thing.y, thing.cell),
-                *sorted(free, key=lambda place: level.cell_index[place[2]]),
-            ]
-        for x, y, cell in [*((one.x, one.y, one.cell) for one in alike), *others]:
-            yield dataclasses.replace(thing, x=x, y=y, cell=cell)
+            others = [thing, *sorted(free, key=lambda place: level.cell_index[place.cell])]
+        like = [one for one in dropped if one.clear and thing.shape == one.shape]
+        like += [one for one in dropped if one.clear and thing.colour == one.colour]
+        yield from (at_place(thing, place) for place in (*like, *others))
 
     def go(index: int, placed: dict[int, Object]) -> dict[int, Object] | None:
         if index == len(missing):
@@ -279,8 +232,7 @@ def _complete(
         for thing in places(number, placed):
             if next(tries) > _MOST:
                 return None
-            plain = all(plainly(r, thing, other) for r, other in related(number, placed, partners))
-            if plain and fits(thing, list(placed.values()), level):
+            if plainly(thing, request.related(number, placed)) and fits(thing, placed.values(), level):
                 if (found := go(index + 1, {**placed, number: thing})) is not None:
                     return found
         return None

@@ -12,10 +12,10 @@ import functools
 
 import numpy as np
 
-from process_gen.scenes import shapes
 from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object, Scene
 from process_gen.scenes.levels import BACKGROUND, Level, get_level
 from process_gen.scenes.parse_free import parse_free
+from process_gen.scenes.render import mask
 
 STRAY_PIXELS = 4
 STRAY_CONTRAST, STRAY_NOISE = 45.0, 1.25
@@ -43,7 +43,7 @@ def _bank(level: Level) -> tuple[list[tuple[str, int, int]], np.ndarray]:
     size, cell = level.sizes[0][1], level.cell_size
     steps = range(-level.jitter, level.jitter + 1)
     names = [(shape, dx, dy) for shape in level.shapes for dy in steps for dx in steps]
-    masks = [np.roll(shapes.mask(shape, size, cell), (dy, dx), (0, 1)).ravel() for shape, dx, dy in names]
+    masks = [np.roll(mask(shape, size, cell), (dy, dx), (0, 1)).ravel() for shape, dx, dy in names]
     return names, np.stack(masks)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from process_gen.scenes import shapes
 from process_gen.scenes.graph import MAX_COLOUR_RATIO, MIN_OVERLAP, UNCLEAR, Object
 from process_gen.scenes.levels import Level
+from process_gen.scenes.render import canvas_of, mask, placed_mask
 
 _BLUR = np.array([1, 2, 1], np.float32) / 4
 _SLACK = 2  # pixels by which a region's box may differ from the object's
@@ -25,13 +25,15 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
     """Reads one image, [H, W, 3] float32 less the background; objects come row by row."""
     smooth = _blurred(deviation)
     labels = ((smooth[:, :, None] - level.palette) ** 2).sum(-1).argmin(-1)
-    regions = _regions(labels)
     solid = _in_blocks(labels) & (labels != len(level.colours))
-    names, areas = np.unique(regions[solid], return_counts=True)
+    regions: list[np.ndarray] = []
+    for label in range(len(level.colours)):
+        numbers, _ = ndimage.label(labels == label)
+        regions += [numbers == n for n in np.unique(numbers[solid]) if n]
     found: list[Object] = []
     explained = np.zeros(labels.shape, bool)
-    for name in names[np.argsort(-areas, kind="stable")]:
-        region = regions == name
+    # The largest first; of equal ones that whose first pixel comes first.
+    for region in sorted(regions, key=lambda region: (-(region & solid).sum(), region.argmax())):
         fresh = region & ~explained
         if (fresh & solid).sum() < _MIN_REGION or fresh.sum() < 0.3 * region.sum():
             continue
@@ -44,30 +46,15 @@ def parse_free(deviation: np.ndarray, level: Level) -> list[Object]:
 
 
 def _blurred(values: np.ndarray) -> np.ndarray:
-    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)), "edge")
-    rows = sum(weight * padded[i : i + len(values)] for i, weight in enumerate(_BLUR))
-    return sum(weight * rows[:, i : i + values.shape[1]] for i, weight in enumerate(_BLUR))
-
-
-def _regions(labels: np.ndarray) -> np.ndarray:
-    """Numbers the 4-connected regions of equal labels by the flat index of their first pixel."""
-    number = np.zeros(labels.shape, int)
-    for label in np.unique(labels):
-        found, _ = ndimage.label(labels == label)
-        number = np.where(found, found + number.max(), number)
-    _, first, place = np.unique(number, return_index=True, return_inverse=True)
-    return first[place].reshape(labels.shape)
+    rows = ndimage.correlate1d(values, _BLUR, axis=0, mode="nearest")
+    return ndimage.correlate1d(rows, _BLUR, axis=1, mode="nearest")
 
 
 def _in_blocks(labels: np.ndarray) -> np.ndarray:
     """Whether a pixel is part of a 2 x 2 block of its label."""
-    block = (labels[1:, 1:] == labels[:-1, :-1]) & (labels[1:, :-1] == labels[:-1, 1:])
-    block &= labels[1:, 1:] == labels[1:, :-1]
-    inside = np.zeros(labels.shape, bool)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            inside[dy : dy + block.shape[0], dx : dx + block.shape[1]] |= block
-    return inside
+    filters = (ndimage.minimum_filter, ndimage.maximum_filter)  # of each pixel and those above and left
+    least, most = (one(labels.astype(int), 2, mode="constant", cval=-1) for one in filters)
+    return ndimage.maximum_filter(least == most, 2, origin=-1, mode="constant")
 
 
 def _fit(
@@ -89,16 +76,16 @@ def _fit(
     if not matches:
         return _unclear(box, level, level.colours[colour], 0.0), region
     _, shape, size, x, y = min(matches, key=lambda match: match[0])
-    mask, place = shapes.placed_mask(shape, size, x, y, level.image_size)
-    weight = mask * counts[place]
-    overlap = np.minimum(share[place], mask) * counts[place]
-    union = np.maximum(share[place], mask) * counts[place]
+    whole, place = placed_mask(shape, size, x, y, level.image_size)
+    weight = whole * counts[place]
+    overlap = np.minimum(share[place], whole) * counts[place]
+    union = np.maximum(share[place], whole) * counts[place]
     score = float(overlap.sum() / max(union.sum(), 1e-6))
-    shown = (weight[..., None] * deviation[place]).sum((0, 1)) / max((weight * mask).sum(), 1e-6)
+    shown = (weight[..., None] * deviation[place]).sum((0, 1)) / max((weight * whole).sum(), 1e-6)
     distances = np.sort(np.linalg.norm(level.palette - shown, axis=-1))
-    visible = weight.sum() / max(mask.sum(), 1e-6)
+    visible = weight.sum() / max(whole.sum(), 1e-6)
     covered = np.zeros(labels.shape, bool)
-    covered[place] = mask > 0.25
+    covered[place] = whole > 0.25
     if score < MIN_OVERLAP or visible < _MIN_VISIBLE or distances[0] > MAX_COLOUR_RATIO * distances[1]:
         return _unclear(box, level, level.colours[colour], score), region
     found = Object(shape, level.colours[colour], level.cell_at(x, y), x, y, size, round(score, 3))
@@ -110,7 +97,7 @@ def _best_place(
 ) -> tuple[float, str, int, int, int]:
     """Least squares over shapes and places of one size: (error, shape, size, x, y)."""
     x0, y0, x1, y1 = box
-    pad = canvas = shapes.canvas_of(size)
+    pad = canvas = canvas_of(size)
     weight = np.pad(counts.astype(np.float32), pad)
     target = np.pad(share, pad) * weight
     shift, last = pad - (canvas - size) // 2, len(weight) - canvas
@@ -119,7 +106,7 @@ def _best_place(
     view, places = np.lib.stride_tricks.sliding_window_view, np.ix_(rows, columns)
     weights = view(weight, (canvas, canvas))[places].reshape(-1, canvas * canvas)
     targets = view(target, (canvas, canvas))[places].reshape(-1, canvas * canvas)
-    masks = np.stack([shapes.mask(shape, size, canvas).ravel() for shape in level.shapes])
+    masks = np.stack([mask(shape, size, canvas).ravel() for shape in level.shapes])
     errors = (targets * targets).sum(1)[:, None] - 2 * targets @ masks.T + weights @ (masks * masks).T
     place, shape = np.unravel_index(errors.argmin(), errors.shape)
     row, column = divmod(int(place), len(columns))

@@ -25,15 +25,10 @@ LAST = (" and ", " and ", ", ")
 
 
 def sample_request(rng: Generator, level: str | Level, category: str, split: Split = "train") -> Request:
-    """Draws a prompt.
+    """Draws a prompt of one of the `categories(level)`.
 
-    Args:
-      category: one of `categories(level)`.
-      split: `train` draws requests without any held-out composition, `heldout`
-        such with at least one (see `splits`; single objects have none).
-
-    Raises:
-      ValueError: an unknown level, category or split.
+    The split `train` has requests without any held-out composition, `heldout` such with at least one (see
+    `splits`; single objects have none). Raises ValueError for an unknown level, category or split.
     """
     level = get_level(level)
     known = categories(level)
@@ -45,14 +40,14 @@ def sample_request(rng: Generator, level: str | Level, category: str, split: Spl
         named, relations = _draw(rng, level, category, split)
         clauses = order_clauses(named, relations)
         if is_held_out(clauses) == (split == "heldout") or category == "single_object":
-            if not level.hung or _is_placeable(level, Request("", category, clauses, level.name)):
-                return Request(_write(rng, named, relations, level), category, clauses, level.name)
+            if not level.hung or _is_placeable(Request("", category, clauses, level)):
+                return Request(_write(rng, named, relations, level), category, clauses, level)
 
 
-def _is_placeable(level: Level, request: Request) -> bool:
+def _is_placeable(request: Request) -> bool:
     """Whether a request can be placed on a hung level. Placement does not depend on colours or the seed."""
     try:
-        return bool(place_request(np.random.default_rng(0), level, request))
+        return bool(place_request(np.random.default_rng(0), request))
     except ValueError:
         return False
 
@@ -154,13 +149,11 @@ def _write(rng: Generator, named: list[Named], relations: list[Relation], level:
     for attempt in range(22):
         short = attempt > 3
         phrases = {r: pick(rng, RELATION_PHRASES[r][: 1 if short else None]) for _, r, _ in relations}
-        if level.hung:
-            text = listed(_hanging(named, relations, phrases), pick(rng, LAST))
-        elif relations and len(named) > 2 and rng.random() < 0.4 and not short:
+        if not level.hung and relations and len(named) > 2 and rng.random() < 0.4 and not short:
             facts = [f"the {bare[a]} {phrases[r]} the {bare[b]}" for a, r, b in relations]
             text = f"{listed([str(one) for one in named], pick(rng, LAST))}, with {' and '.join(facts)}"
         else:
-            text = listed(_inline(named, relations, phrases), pick(rng, LAST))
+            text = listed(_items(named, relations, phrases), pick(rng, LAST))
         if rng.random() < 0.7 and not short:
             text = f"{PREFIXES[0] if rng.random() < 0.5 else pick(rng, PREFIXES)} {text}"
         if count_tokens(text) + 2 <= level.budget.prompt:
@@ -168,15 +161,11 @@ def _write(rng: Generator, named: list[Named], relations: list[Relation], level:
     raise ValueError(f"no prompt of {level.budget.prompt} tokens says: {text}")
 
 
-def _inline(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
-    """The items of a prompt's list; a related pair is one item: "a circle left of a square"."""
-    related = {a: f" {phrases[relation]} {named[b]}" for a, relation, b in relations}
-    targets = {b for _, _, b in relations}
-    return [f"{one}{related.get(i, '')}" for i, one in enumerate(named) if i not in targets]
+def _items(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
+    """The items of a prompt's list; a subject and its target are one item, "a circle left of a square".
 
-
-def _hanging(named: list[Named], relations: list[Relation], phrases: dict[str, str]) -> list[str]:
-    """`_inline` for hung levels, where a target may come first: "a circle, a square left of the circle"."""
+    A target that comes before its subject, on hung levels, is named again: "a star, a ring above the star".
+    """
     shapes = [one.shape for one in named]
     links = {a: (phrases[relation], b) for a, relation, b in relations}
     later = {b for a, _, b in relations if b > a}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from process_gen.scenes.graph import OPPOSITE, Object
+from process_gen.scenes.graph import OPPOSITE, Anchor, Object
 from process_gen.scenes.levels import NUMBERS, PLURALS, Level, get_level
 from process_gen.scenes.words import noun_phrase
 
@@ -20,17 +21,6 @@ def categories(level: str | Level) -> tuple[str, ...]:
     """Every category of a level: GenEval's six, and longer prompts by their number of objects."""
     numbers = NUMBERS[3 : get_level(level).max_objects + 1]
     return GENEVAL_CATEGORIES + tuple(f"{number}_objects" for number in numbers)
-
-
-Partners = dict[int, list[tuple[str, int]]]
-"""Object number -> the (relation, number of the other object) pairs that a prompt asks for.
-
-Numbers are those of `Request.numbering`."""
-
-
-def related(number: int, things: Mapping[int, Object], partners: Partners) -> list[tuple[str, Object]]:
-    """The (relation, object) pairs that a prompt asks of object `number`, for objects in `things` alone."""
-    return [(relation, things[n]) for relation, n in partners.get(number, ()) if n in things]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +50,7 @@ class Clause(Named):
     position: tuple[str, int] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt and what it means.
 
@@ -72,14 +62,15 @@ class Request:
     text: str
     category: str
     clauses: tuple[Clause, ...]
-    level: str = "default"
+    level: Level
 
+    @functools.cached_property
     def naming_order(self) -> list[int]:
         """Indices of the clauses in the order in which the prompt names them.
 
         `clauses` has each target before its subject; on hung levels that order is kept.
         """
-        if get_level(self.level).hung:
+        if self.level.hung:
             return list(range(len(self.clauses)))
 
         def named_at(index: int) -> int:
@@ -89,23 +80,31 @@ class Request:
 
         return sorted(range(len(self.clauses)), key=named_at)
 
+    @functools.cached_property
     def numbering(self) -> list[int]:
         """The clause index of each object; objects are numbered clause by clause in `naming_order`."""
-        return [index for index in self.naming_order() for _ in range(self.clauses[index].count)]
+        return [index for index in self.naming_order for _ in range(self.clauses[index].count)]
 
-    def partners(self) -> Partners:
-        """The prompt's relations in both directions: "A left of B" also gives "B right of A"."""
-        owners = self.numbering()
-        partners: Partners = {}
+    @functools.cached_property
+    def partners(self) -> dict[int, list[tuple[str, int]]]:
+        """Object number -> the (relation, number of the other object) pairs that the prompt asks for.
+
+        Both directions are there: "A left of B" also gives "B right of A".
+        """
+        partners = collections.defaultdict(list)
         for i, clause in enumerate(self.clauses):
             if clause.position is None:
                 continue
             relation, target = clause.position
-            here, there = ([n for n, owner in enumerate(owners) if owner == c] for c in (i, target))
+            here, there = ([n for n, owner in enumerate(self.numbering) if owner == c] for c in (i, target))
             for a, b in itertools.product(here, there):
-                partners.setdefault(a, []).append((relation, b))
-                partners.setdefault(b, []).append((OPPOSITE[relation], a))
-        return partners
+                partners[a].append((relation, b))
+                partners[b].append((OPPOSITE[relation], a))
+        return dict(partners)
+
+    def related(self, number: int, things: Mapping[int, Object]) -> list[Anchor]:
+        """The relations that the prompt asks of object `number`, to objects in `things` alone."""
+        return [(relation, things[n]) for relation, n in self.partners.get(number, ()) if n in things]
 
     def metadata(self) -> dict[str, Any]:
         """One line of a GenEval metadata file.

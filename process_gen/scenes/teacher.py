@@ -24,13 +24,12 @@ from numpy.random import Generator
 from process_gen.scenes import hung, language
 from process_gen.scenes.graph import Object, Scene, alike, distance
 from process_gen.scenes.judge import find_numbers, may_become
-from process_gen.scenes.language import Anchor, Change, apply
-from process_gen.scenes.levels import Level, get_level
+from process_gen.scenes.language import Change, apply
 from process_gen.scenes.mistakes import Mistake, misplan, name_fault, plant, say_repair, with_repair_anchor
 from process_gen.scenes.placement import place_rest, place_sorted, plainly
 from process_gen.scenes.render import render
-from process_gen.scenes.requests import Partners, Request, related
-from process_gen.scenes.schedule import misled, schedule
+from process_gen.scenes.requests import Request
+from process_gen.scenes.schedule import Steps, additions, misled, schedule
 from process_gen.scenes.splits import is_held_out
 from process_gen.scenes.words import count_tokens, pick
 from process_gen.trajectory.markup import write_plan
@@ -40,7 +39,6 @@ from process_gen.trajectory.stages import Mode, Plan, Trajectory, Turn, draft, r
 def teach(
     request: Request,
     rng: Generator,
-    level: str | Level,
     *,
     wrong: float = 0.3,
     misplan: float = 0.1,
@@ -59,12 +57,10 @@ def teach(
         adds two only where there would be too many steps.
 
     Raises:
-      ValueError: the request cannot be placed on this level.
+      ValueError: the request cannot be placed on its level.
     """
-    level = get_level(level)
-    final = place_sorted(rng, level, request)
-    plans = schedule(rng, level, request, final, detour, pair)
-    lesson = _Lesson(rng, level, plans, request, Mode.PROCESS)
+    plans = schedule(rng, request, place_sorted(rng, request), detour, pair)
+    lesson = _Lesson(rng, plans, request)
     for index in range(len(plans)):
         draw = rng.random()
         if draw < slip and index + 1 < len(plans) and lesson.unnoticed is None:
@@ -76,41 +72,29 @@ def teach(
     return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
 
 
-def baseline(request: Request, rng: Generator, level: str | Level, mode: Mode) -> Trajectory:
+def baseline(request: Request, rng: Generator, mode: Mode) -> Trajectory:
     """A trajectory for one of the baselines: one right image, with a plan or without."""
-    level = get_level(level)
-    final = place_sorted(rng, level, request)
-    lesson, plan = _Lesson(rng, level, [], request, Mode(mode)), None
+    final, plan = dict(enumerate(place_sorted(rng, request))), None
     if mode == Mode.PLAN_ONLY:
-        things = dict(enumerate(final))
-        changes = [Change("add", (n,), None, thing) for n, thing in things.items()]
-        plan = say_plan(changes, things, lesson.partners, level, rng, True)
-        plan = in_few_words(plan, things, lesson.partners, level, rng)
-    scene = Scene(tuple(final))
-    lesson.turns.append(draft(render(scene, level), plan))
+        changes = [Change("add", (n,), None, thing) for n, thing in final.items()]
+        plan = say_plan(changes, final, request, rng, True)
+    lesson, scene = _Lesson(rng, [], request, mode), Scene(tuple(final.values()))
+    lesson.turns.append(draft(render(scene, request.level), plan))
     lesson.record(scene, None, None)
     return Trajectory(request.text, tuple(lesson.turns), metadata=lesson.metadata)
 
 
-def finish(
-    request: Request, rng: Generator, level: str | Level, scene: Scene, pair: float = 0.5
-) -> tuple[Turn, ...] | None:
-    """Makes the steps that add what a scene lacks, one or two things in each; no step if it lacks nothing.
+def finish(request: Request, rng: Generator, scene: Scene) -> tuple[Turn, ...] | None:
+    """Makes the steps, without mistakes, that add what a scene lacks; no step if it lacks nothing.
 
-    Returns:
-      The turns, without mistakes; None where the scene contradicts the request, or has no room for the rest.
+    None where the scene contradicts the request, or has no room for the rest.
     """
-    level = get_level(level)
     there = find_numbers(request, scene)
-    added = None if there is None else place_rest(rng, level, request, there)
+    added = None if there is None else place_rest(rng, request, there)
     if added is None:
         return None
-    order, plans = sorted(added), []
-    while order:
-        size = 2 if len(order) > 1 and rng.random() < pair and not level.hung else 1
-        plans.append([Change("add", (n,), None, added[n]) for n in order[:size]])
-        order = order[size:]
-    lesson = _Lesson(rng, level, [[], *plans], request, Mode.PROCESS)  # step 0 made the given scene
+    plans = additions(rng, sorted(added), added, 0.0 if request.level.hung else 0.5, len(added))
+    lesson = _Lesson(rng, [[], *plans], request)  # step 0 made the given scene
     lesson.state = dict(there)
     for index in range(1, len(lesson.plans)):
         lesson.step(index, None)
@@ -120,17 +104,16 @@ def finish(
 class _Lesson:
     """Builds the turns and the metadata of one trajectory, step by step."""
 
-    def __init__(self, rng: Generator, level: Level, plans: list[list[Change]], request: Request, mode: Mode):
-        self.rng, self.level, self.plans = rng, level, plans
-        self.request, self.partners = request, request.partners()
+    def __init__(self, rng: Generator, plans: Steps, request: Request, mode: Mode = Mode.PROCESS):
+        self.rng, self.plans, self.request, self.level = rng, plans, request, request.level
         self.state: dict[int, Object] = {}
         self.unnoticed: Mistake | None = None
         self.turns: list[Turn] = []
         self.metadata: dict[str, Any] = {
             "category": request.category,
-            "level": level.name,
+            "level": self.level.name,
             "split": "heldout" if is_held_out(request.clauses) else "train",
-            "mode": mode.value,
+            "mode": Mode(mode).value,
             "request": request.metadata(),
             "scenes": [],
             "drafts": [],
@@ -152,8 +135,10 @@ class _Lesson:
         misplanned = self._misplan(changes) if fault == "plan" else None
         mistake = self._mistake(touched, changes, earlier) if fault in ("slip", "draft") else misplanned
         slips = fault == "slip"
-        if slips and mistake and not self._goes_unnoticed(mistake, self.plans[index + 1]):
-            mistake = None
+        if slips and mistake and self.level.hung:  # the texts of the next step must fit the wrong canvas too
+            wrong = mistake.apply(self.state)
+            if not hung.can_be_said(self.plans[index + 1], self.state, self.request, wrong):
+                mistake = None
         plan = self._plan(changes, index == 0, earlier, misplanned)
         scene = Scene(tuple(self.state.values()))
         drawn = scene if mistake is None else Scene(tuple(mistake.apply(self.state).values()))
@@ -187,7 +172,7 @@ class _Lesson:
                 return None
             added = added[-1:]  # no other addition is placed relative to the last one
         for _ in range(4):
-            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.level, self.request)
+            mistake = misplan(self.rng, self.state, pick(self.rng, added), self.request)
             if mistake and (mistake.right or len(changes) < 2):  # a surplus object is a further change
                 return mistake
         return None
@@ -195,27 +180,14 @@ class _Lesson:
     def _mistake(self, touched: list[int], changes: list[Change], earlier: Mistake | None) -> Mistake | None:
         """A new mistake, or the one that slipped through before and is still there."""
         if earlier and self._survives(earlier, changes) and self.rng.random() < 0.5:
-            if not self.level.hung:
-                return earlier
-            return with_repair_anchor(earlier, self.state, self.partners, self.level)
+            return with_repair_anchor(earlier, self.state, self.request)
         for _ in range(4):
             # What this step draws is hit more often than what stood there before.
             numbers = touched if touched and self.rng.random() < 0.67 else list(self.state)
             number = pick(self.rng, numbers)
-            if mistake := plant(self.rng, self.state, number, self.level, None, self.partners):
+            if mistake := plant(self.rng, self.state, number, self.request):
                 return mistake
         return None
-
-    def _goes_unnoticed(self, mistake: Mistake, changes: list[Change]) -> bool:
-        """Whether the text of the next step has the same effect on the wrong canvas; True if not hung."""
-        wrong, state = mistake.apply(self.state), dict(self.state)
-        for change in changes if self.level.hung else ():
-            said = hung.anchored(change, state, self.partners, self.level)
-            if said is None or not hung.follows(said, wrong, self.level):
-                return False
-            apply(change, state)
-            apply(change, wrong)
-        return True
 
     def _survives(self, mistake: Mistake, changes: list[Change]) -> bool:
         """Whether an earlier mistake can still stand on the new canvas."""
@@ -236,19 +208,18 @@ class _Lesson:
             changes = misled(changes, misplanned)
         untouched = earlier and all(earlier.number not in change.numbers for change in changes)
         repair = earlier.repair if untouched and self.rng.random() < 0.5 else None
-        return say_plan(changes, things, self.partners, self.level, self.rng, first, repair)
+        return say_plan(changes, things, self.request, self.rng, first, repair)
 
 
 def say_plan(
     changes: list[Change],
     things: Mapping[int, Object],
-    partners: Partners,
-    level: Level,
+    request: Request,
     rng: Generator,
     first: bool,
     repair: Change | None = None,
 ) -> Plan:
-    """The plan of a step in words.
+    """The plan of a step in words, shortened as far as the level's budget asks for.
 
     Args:
       changes: what it does.
@@ -256,25 +227,33 @@ def say_plan(
       first: whether it is the first step.
       repair: a repair of an earlier mistake to mention first; dropped where there is no room.
     """
-    told = [_anchored(change, changes, things, partners) for change in changes]
-    anchors: list[Anchor | None] = []
+    level, shown, anchors = request.level, list(things.values()), []
     if level.hung:
-        told, anchors = hung.say_all(changes, things, partners, level), hung.anchors(things, partners)
-    return Plan(*language.plan_texts(told, list(things.values()), level, rng, first, repair, anchors))
+        told, anchors = hung.say_all(changes, things, request), hung.anchors(things, request)
+    else:
+        told = [_anchored(change, changes, things, request) for change in changes]
 
+    def is_long() -> bool:
+        return count_tokens(write_plan(Plan(instruction, description))) + 2 > level.budget.plan
 
-def in_few_words(
-    plan: Plan, things: Mapping[int, Object], partners: Partners, level: Level, rng: Generator
-) -> Plan:
-    """Returns the plan, or if it exceeds the level's budget a generic instruction and a short description."""
-    if count_tokens(write_plan(plan)) + 2 <= level.budget.plan:
-        return plan
-    anchors = hung.anchors(things, partners) if level.hung else ()
-    return Plan(pick(rng, language.EVERYTHING), language.describe(list(things.values()), level, 1, anchors))
+    # Style 0 is the most frequent; articles only while the list is short.
+    style = pick(rng, (0, 0, 0, 1, 2 if len(things) < 4 else 0))
+    said = [repair, *told] if repair else told
+    instruction = language.instruct_all(said, level, rng, first)
+    description = language.describe(shown, level, style, anchors)
+    if is_long():
+        description = language.describe(shown, level, 1, anchors)
+    if is_long():
+        instruction = language.instruct_all(said, level, None, first)
+    if is_long():
+        instruction = language.instruct_all(told, level, None, first)
+    if is_long():
+        instruction = pick(rng, language.EVERYTHING)
+    return Plan(instruction, description)
 
 
 def _anchored(
-    change: Change, changes: list[Change], things: Mapping[int, Object], partners: Partners
+    change: Change, changes: list[Change], things: Mapping[int, Object], request: Request
 ) -> Change:
     """Adds its anchor to an addition: the nearest object on the canvas that the prompt relates it to."""
     if change.kind != "add":
@@ -282,7 +261,7 @@ def _anchored(
     here = change.after
     later = {n for other in changes[changes.index(change) :] for n in other.numbers}
     stand = {n: thing for n, thing in things.items() if n not in later}
-    plain = (one for one in related(change.numbers[0], stand, partners) if plainly(one[0], here, one[1]))
+    plain = (one for one in request.related(change.numbers[0], stand) if plainly(here, [one]))
     nearest = min(plain, key=lambda anchor: distance(anchor[1], here), default=None)
     return dataclasses.replace(change, anchor=nearest)
 

@@ -123,8 +123,8 @@ class Batch:
             return jax.ShapeDtypeStruct((batch_size, layout.trajectories, *shape), dtype)
 
         pixels, latent_shape = (*layout.image_size, 3), (layout.latents, layout.latent_values)
-        fields = {"prompt_tokens": prompts(layout.prompt), "target": turns()}
-        fields |= {name: turns() for name in ("prompt_index", "source", "supervised")}
+        fields = {name: turns() for name in ("prompt_index", "source", "supervised", "target")}
+        fields["prompt_tokens"] = prompts(layout.prompt)
         flags = ("present", "is_first", "is_last", "refines", "has_image")
         fields |= {name: turns(dtype=jnp.bool_) for name in flags}
         fields |= {f"{f.name}_tokens": turns(getattr(layout, f.name)) for f in turn_fields("text")}

@@ -58,17 +58,20 @@ class ControlIds:
         return cls(**given)
 
 
+def _shifted(tokens: jax.Array) -> jax.Array:
+    """The token after each one of a text slot."""
+    return jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
+
+
 def closing(tokens: jax.Array) -> jax.Array:
     """[..., T] bool: the last token of each text slot."""
-    following = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
-    return (tokens != PAD_ID) & (following == PAD_ID)
+    return (tokens != PAD_ID) & (_shifted(tokens) == PAD_ID)
 
 
 def next_tokens(tokens: jax.Array, after: jax.Array | int) -> jax.Array:
     """Labels of a text slot [..., T]: the next token, and `after` [...] at the last one; pad elsewhere."""
-    shifted = jnp.concatenate([tokens[..., 1:], jnp.full_like(tokens[..., :1], PAD_ID)], axis=-1)
     after = jnp.broadcast_to(jnp.asarray(after, tokens.dtype), tokens.shape[:-1])
-    return jnp.where(closing(tokens), after[..., None], shifted)
+    return jnp.where(closing(tokens), after[..., None], _shifted(tokens))
 
 
 def follows(batch: Batch, ids: ControlIds) -> jax.Array:

@@ -186,15 +186,10 @@ class Layout:
         texts = {name: (self.text_slot(name),) if getattr(self, name) else () for name in ("before", "after")}
         return {"before": texts["before"], "image": self.state_slots("image"), "after": texts["after"]}
 
-    @functools.cached_property
-    def visible_segments(self) -> tuple[Segment, ...]:
-        """The segments of a turn that later tokens may see."""
-        return tuple(s for part in self.visible_parts.values() for s in part)
-
     @property
     def visible_tokens(self) -> int:
         """Tokens of a turn that later tokens may see."""
-        return sum(s.tokens for s in self.visible_segments)
+        return sum(s.tokens for part in self.visible_parts.values() for s in part)
 
     @property
     def window(self) -> int:

@@ -133,22 +133,11 @@ class Record:
 def trajectory_to_json(
     trajectory: Trajectory, image_paths: Sequence[Image | None], prompt_image_path: Image | None = None
 ) -> dict[str, Any]:
-    """Returns the JSON object of a trajectory, sampled or not.
+    """Returns the JSON object of a trajectory, sampled or not, whose images the caller saves.
 
-    Args:
-      trajectory: whose images the caller saves.
-      image_paths: the path of each turn's image, or its `{"bytes", "path"}`; None where it has none.
-      prompt_image_path: that of its input image.
-
-    Raises:
-      ValueError: not a path for every image, or metadata that JSON cannot hold.
+    `image_paths` has the path of each turn's image, or its `{"bytes", "path"}`; None where it has none. Raises
+    ValueError for metadata that JSON cannot hold.
     """
-    if (trajectory.prompt_image is None) != (prompt_image_path is None):
-        raise ValueError(f"trajectory {trajectory.uid!r}: a path for its input image, if it has one")
-    if len(image_paths) != len(trajectory.turns):
-        raise ValueError(
-            f"trajectory {trajectory.uid!r}: {len(image_paths)} paths for {len(trajectory.turns)} images"
-        )
     found = {
         "uid": trajectory.uid,
         "prompt": trajectory.prompt,
@@ -174,7 +163,7 @@ def turn_to_json(turn: Turn, image_path: Image | None) -> dict[str, Any]:
 
 
 def _before_to_json(turn: Turn) -> dict[str, Any]:
-    parsed = turn.instruction if turn.refines else turn.plan
+    parsed = turn.parsed
     with contextlib.suppress(ValueError):  # a text that cannot be rewritten is stored raw
         if isinstance(parsed, Plan) and markup.write_plan(parsed) == turn.before:
             return dataclasses.asdict(parsed)
@@ -215,38 +204,107 @@ def trajectory_from_json(value: Any, fields: Collection[str] = ()) -> Record:
     Raises:
       RecordError: the message names the field, and the nearest name of an unknown one.
     """
-    unknown = _unknown(value, TRAJECTORY_KEYS, "line")
-    _check_prompt(value)
+    line = _Object(value, "line")
+    unknown = line.unknown(TRAJECTORY_KEYS)
+    _check_prompt(line)
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
         raise RecordError("metadata is not an object")
     _characters(json.dumps(metadata, ensure_ascii=False, default=str), "metadata")
-    turns = _read_turns(value, fields)
+    turns = _read_turns(line, fields)
     if any(turn.unknown for turn in turns):
-        unknown["turn_fields"] = [dict(turn.unknown) for turn in turns]
+        unknown["turn_fields"] = [turn.unknown for turn in turns]
     return Record(
         prompt=value.get("prompt", ""),
         turns=turns,
-        uid=_text(value, "uid", "uid") if "uid" in value else "",
-        metadata=unknown | _read_provenance(value) | metadata,
-        prompt_image=_image_file(value, "image", "image") if "image" in value else None,
+        uid=line.text("uid") if "uid" in value else "",
+        metadata=unknown | _read_provenance(line) | metadata,
+        prompt_image=line.image("image") if "image" in value else None,
         instruction=value.get("instruction", ""),
         sampled=_read_sampled(value),
     )
 
 
-def _check_prompt(value: dict[str, Any]) -> None:
+class _Object:
+    """A JSON object of a record: reads its fields, each with a check.
+
+    `name` is that of the object in messages; `renamed` has the keys that the user's object calls otherwise.
+    """
+
+    def __init__(self, value: Any, name: str, renamed: Mapping[str, str] | None = None):
+        if not isinstance(value, dict):
+            raise RecordError(f"{name} is not a JSON object")
+        self.value, self.name, self._renamed = value, name, renamed or {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.value
+
+    def called(self, key: str) -> str:
+        """The name of a field in messages, such as `turns[0].image`; those of the line have no prefix."""
+        key = self._renamed.get(key, key)
+        return key if self.name == "line" else f"{self.name}.{key}"
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.value.get(key, default)
+        if not isinstance(value, bool):
+            raise RecordError(f"{self.called(key)} is neither true nor false")
+        return value
+
+    def text(self, key: str, check: Callable[[str, str], str] = markup.check_characters) -> str:
+        if key not in self.value:
+            near = difflib.get_close_matches(key, self.value, 1)
+            hint = f"; is {near[0]!r} meant for it?" if near else ""
+            raise RecordError(f"{self.called(key)} is missing{hint}")
+        if not isinstance(self.value[key], str):
+            raise RecordError(f"{self.called(key)} is not text")
+        return _characters(self.value[key], self.called(key), check)
+
+    def plain_text(self, key: str) -> str:
+        """A text without special tokens."""
+        return self.text(key, markup.check_plain)
+
+    def image(self, key: str) -> ImageFile:
+        """The path or the bytes of an image."""
+        value = self.value.get(key)
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(content, bytes):
+            return content
+        if isinstance(value, dict) and isinstance(value.get("path"), str):
+            name = _characters(value["path"], self.called(key))
+        else:
+            name = self.text(key)
+        if not name or "\0" in name:
+            raise RecordError(f"{self.called(key)} is no file name: {name!r}")
+        return name
+
+    def check_both(self, *pair: str) -> None:
+        """Two fields of which each needs the other."""
+        for one, other in (pair, pair[::-1]):
+            if one in self and other not in self:
+                raise RecordError(f"{self.called(other)} is missing beside {one}")
+
+    def unknown(self, known: Collection[str]) -> dict[str, Any]:
+        """The fields that are none of `known`, bytes left out; the log names each once."""
+        found = {key: _without_bytes(one) for key, one in self.value.items() if key not in known}
+        for key, one in found.items():
+            where = f"{self.name}.{key[:40]}"
+            _characters(json.dumps({key: one}, ensure_ascii=False, default=str), where)
+            _name_once(self.name.partition("[")[0], key)
+        return found
+
+
+def _check_prompt(line: _Object) -> None:
     """A prompt is a text, or an input image with a text before or after it."""
-    if "image" not in value and "instruction" in value:
+    if "image" not in line and "instruction" in line:
         raise RecordError("instruction stands after an image, and there is no image")
-    texts = [key for key in ("prompt", "instruction") if key in value]
-    for key in texts if "image" in value and texts else ("prompt",):
-        if not _plain_text(value, key, key).strip():
+    texts = [key for key in ("prompt", "instruction") if key in line]
+    for key in texts if "image" in line and texts else ("prompt",):
+        if not line.plain_text(key).strip():
             raise RecordError(f"{key} is empty")
 
 
-def _read_provenance(value: dict[str, Any]) -> dict[str, str]:
-    found = {key: _text(value, key, key) for key in PROVENANCE_KEYS if key in value}
+def _read_provenance(line: _Object) -> dict[str, str]:
+    found = {key: line.text(key) for key in PROVENANCE_KEYS if key in line}
     if found.get("author", AUTHORS[0]) not in AUTHORS:
         raise RecordError(f"author must be one of {', '.join(AUTHORS)}, got {found['author']!r}")
     return found
@@ -262,7 +320,7 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
         elif key == "verdict":
             if not isinstance(one, dict):
                 raise RecordError("verdict is not an object")
-            _characters(json.dumps(one, ensure_ascii=False), key)
+            _characters(json.dumps(one, ensure_ascii=False, default=str), key)
         elif key == "doubts":
             if not isinstance(one, list) or not all(is_number(p) and 0 <= p <= 1 for p in one):
                 raise RecordError("doubts is not a list of probabilities")
@@ -272,27 +330,21 @@ def _read_sampled(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read_turns(value: dict[str, Any], fields: Collection[str]) -> tuple[TurnRecord, ...]:
-    if "turns" in value and "steps" in value:
+def _read_turns(line: _Object, fields: Collection[str]) -> tuple[TurnRecord, ...]:
+    if "turns" in line and "steps" in line:
         raise RecordError("line has both turns and steps")
-    key = "steps" if "steps" in value else "turns"
-    given = value.get(key)
+    key = "steps" if "steps" in line else "turns"
+    given = line.value.get(key)
     if not isinstance(given, list) or not given:
         raise RecordError(f"{key} must be a list of at least one {key.removesuffix('s')}")
-    if key == "steps":
-        named = [turn for place, step in enumerate(given) for turn in _turns_of_step(step, f"steps[{place}]")]
-    else:
-        named = []
-        for place, turn in enumerate(given):
-            _check_object(turn, f"turns[{place}]")
-            named.append((turn, {name: f"turns[{place}].{name}" for name in TURN_KEYS}))
-    read = [_read_turn(turn, names, fields) for turn, names in named]
+    objects = (_Object(one, f"{key}[{place}]") for place, one in enumerate(given))
+    turns = [turn for one in objects for turn in (_turns_of_step(one) if key == "steps" else [one])]
+    read = [_read_turn(turn, fields) for turn in turns]
     if read[0].fields.get("refines"):
         raise RecordError("turns[0] corrects an image, and there is none before it")
-    for turn, (given, _), following in zip(read, named, read[1:], strict=False):
+    for turn, given, following in zip(read, turns, read[1:], strict=False):
         if following.fields.get("refines") and "image_ok" not in given:
             turn.fields["image_ok"] = False
-    for turn in read[:-1]:
         if turn.image is None:
             raise RecordError(
                 f"{turn.image_field} is missing; only a refine that ends a trajectory may lack it"
@@ -300,78 +352,55 @@ def _read_turns(value: dict[str, Any], fields: Collection[str]) -> tuple[TurnRec
     return tuple(read)
 
 
-def _turns_of_step(step: Any, field: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
-    """The turns of a step as objects of their own; each with the names that its keys had in the step."""
-    _check_object(step, field)
-    names = {key: f"{field}.{key}" for key in (*STEP_KEYS, *step)}
-    for one, other in (("refine", "refined"), ("refined", "refine")):
-        if one in step and other not in step:
-            raise RecordError(f"{names[other]} is missing beside {one}")
-    draft = {key: step[key] for key in (*PLAN_KEYS, "inspect") if key in step}
-    draft |= {key: step[key] for key in step if key not in STEP_KEYS}
-    draft |= {new: step[old] for new, old in (("image", "sketch"), ("image_ok", "sketch_ok")) if old in step}
-    if not _flag(step, "plan_ok", names["plan_ok"], True):
+def _turns_of_step(step: _Object) -> list[_Object]:
+    """The turns of a step as objects of their own."""
+    step.check_both("refine", "refined")
+    moved = {"image": "sketch", "image_ok": "sketch_ok"}
+    others = ("sketch", "refine", "refined", "sketch_ok", "plan_ok")
+    draft = {key: one for key, one in step.value.items() if key not in others}
+    draft |= {new: step.value[old] for new, old in moved.items() if old in step}
+    if not step.flag("plan_ok", True):
         draft["before_weight"] = 0.0
-    turns = [(draft, names | {"image": names["sketch"], "image_ok": names["sketch_ok"]})]
+    turns = [_Object(draft, step.name, moved)]
     if "refine" in step:
-        refine = {"refine": step["refine"], "image": step["refined"]}
-        turns.append((refine, names | {"image": names["refined"]}))
+        refine = {"refine": step.value["refine"], "image": step.value["refined"]}
+        turns.append(_Object(refine, step.name, {"image": "refined"}))
     return turns
 
 
-def _read_turn(turn: dict[str, Any], names: Mapping[str, str], own: Collection[str]) -> TurnRecord:
-    """Checks a turn; `names` are those of its keys in messages, `own` the user-defined fields to read."""
+def _read_turn(turn: _Object, own: Collection[str]) -> TurnRecord:
+    """Checks a turn; `own` are the user-defined fields to read."""
     lacks = "image" not in turn and "refine" in turn and "inspect" not in turn
-    image = None if lacks else _image_file(turn, "image", names["image"])
-    found: dict[str, Any] = {}
-    if "inspect" in turn:
-        found["after"] = _text(turn, "inspect", names["inspect"])
-    found["before"], found["refines"] = _read_before(turn, names)
-    found["image_ok"] = _flag(turn, "image_ok", names.get("image_ok", ""), True)
+    image = None if lacks else turn.image("image")
+    found: dict[str, Any] = {"after": turn.text("inspect") if "inspect" in turn else None}
+    found["before"], found["refines"] = _read_before(turn)
+    found["image_ok"] = turn.flag("image_ok", True)
     for field in turn_fields("weight"):
-        weight = turn.get(field.name, field.default)
+        weight = turn.value.get(field.name, field.default)
         if not is_number(weight) or not 0 <= weight <= _LARGEST_WEIGHT:
-            raise RecordError(f"{names[field.name]} is not a number of at least 0")
+            raise RecordError(f"{turn.called(field.name)} is not a number of at least 0")
         found[field.name] = float(weight)
     defaults = {field.name: field.default for field in TURN_FIELDS}
     fields = {name: one for name, one in found.items() if one != defaults[name]}
-    sha256 = _text(turn, "sha256", names.get("sha256", "sha256")) if "sha256" in turn else ""
-    extra = {key: one for key, one in turn.items() if key in own and key not in TURN_KEYS}
-    unknown = _unknown(turn, (*TURN_KEYS, *extra), names["image"].rpartition(".")[0])
-    return TurnRecord(image, names["image"], fields, sha256, unknown, extra)
+    sha256 = turn.text("sha256") if "sha256" in turn else ""
+    extra = {key: one for key, one in turn.value.items() if key in own and key not in TURN_KEYS}
+    return TurnRecord(image, turn.called("image"), fields, sha256, turn.unknown((*TURN_KEYS, *extra)), extra)
 
 
-def _read_before(turn: dict[str, Any], names: Mapping[str, str]) -> tuple[str | None, bool]:
+def _read_before(turn: _Object) -> tuple[str | None, bool]:
     """The text before the image with its markup, and whether the turn is a refine turn."""
-    for one, other in (PLAN_KEYS, PLAN_KEYS[::-1]):
-        if one in turn and other not in turn:
-            raise RecordError(f"{names[other]} is missing beside {one}")
+    turn.check_both(*PLAN_KEYS)
     kinds = [key for key in ("before", "instruction", "refine") if key in turn]
     if len(kinds) > 1:
-        raise RecordError(f"{names[kinds[1]]} and {kinds[0]} exclude each other")
-    refines = _flag(turn, "refines", names.get("refines", ""), "refine" in turn)
+        raise RecordError(f"{turn.called(kinds[1])} and {kinds[0]} exclude each other")
+    refines = turn.flag("refines", "refine" in turn)
     if refines and "instruction" in turn or not refines and "refine" in turn:
-        raise RecordError(f"{names['refines']} does not go with {kinds[0]}")
+        raise RecordError(f"{turn.called('refines')} does not go with {kinds[0]}")
     if "refine" in turn:
-        return markup.write_refine(_plain_text(turn, "refine", names["refine"])), True
+        return markup.write_refine(turn.plain_text("refine")), True
     if "instruction" in turn:
-        return markup.write_plan(Plan(*(_plain_text(turn, key, names[key]) for key in PLAN_KEYS))), False
-    return (_text(turn, "before", names["before"]) if "before" in turn else None), refines
-
-
-def _check_object(value: Any, field: str) -> None:
-    if not isinstance(value, dict):
-        raise RecordError(f"{field} is not a JSON object")
-
-
-def _unknown(value: Any, keys: Sequence[str], field: str) -> dict[str, Any]:
-    """The fields of an object that are none of `keys`, bytes left out; the log names each once."""
-    _check_object(value, field)
-    found = {key: _without_bytes(one) for key, one in value.items() if key not in keys}
-    for key, one in found.items():
-        _characters(json.dumps({key: one}, ensure_ascii=False, default=str), f"{field}.{key[:40]}")
-        _name_once(field.partition("[")[0], key)
-    return found
+        return markup.write_plan(Plan(*map(turn.plain_text, PLAN_KEYS))), False
+    return (turn.text("before") if "before" in turn else None), refines
 
 
 def _without_bytes(value: Any) -> Any:
@@ -386,41 +415,6 @@ def _without_bytes(value: Any) -> Any:
 def _name_once(place: str, key: str) -> None:
     known = TRAJECTORY_KEYS if place == "line" else TURN_KEYS
     logging.warning("unknown field %r of %s is kept and not used; %s", key, place, hint(key, known))
-
-
-def _flag(holder: dict[str, Any], key: str, field: str, default: bool) -> bool:
-    value = holder.get(key, default)
-    if not isinstance(value, bool):
-        raise RecordError(f"{field} is neither true nor false")
-    return value
-
-
-def _text(holder: dict[str, Any], key: str, field: str) -> str:
-    if key not in holder:
-        near = difflib.get_close_matches(key, holder, 1)
-        raise RecordError(f"{field} is missing" + (f"; is {near[0]!r} meant for it?" if near else ""))
-    if not isinstance(holder[key], str):
-        raise RecordError(f"{field} is not text")
-    return _characters(holder[key], field)
-
-
-def _plain_text(holder: dict[str, Any], key: str, field: str) -> str:
-    """A text without special tokens."""
-    return _characters(_text(holder, key, field), field, markup.check_plain)
-
-
-def _image_file(holder: dict[str, Any], key: str, field: str) -> ImageFile:
-    """The path or the bytes of an image."""
-    value = holder.get(key)
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(content, bytes):
-        return content
-    if isinstance(value, dict) and isinstance(value.get("path"), str):
-        holder = {key: value["path"]}
-    name = _text(holder, key, field)
-    if not name or "\0" in name:
-        raise RecordError(f"{field} is no file name: {name!r}")
-    return name
 
 
 def _characters(text: str, field: str, check: Callable[[str, str], str] = markup.check_characters) -> str:

@@ -38,8 +38,3 @@ class SampledTrajectory(Trajectory):
     seconds: float = 0.0
     verdict: Mapping[str, Any] | None = None
     doubts: tuple[float, ...] | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.stopped not in ("model", "cap"):
-            raise ValueError(f"stopped must be 'model' or 'cap', got {self.stopped!r}")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -143,20 +144,22 @@ class Turn:
         """What a refine turn corrects; `Malformed` where its text is no such instruction."""
         return None if not self.refines or self.before is None else markup.parse_refine(self.before)
 
+    @property
+    def parsed(self) -> Plan | str | Malformed | None:
+        """The text before the image: `plan` or `instruction`."""
+        return self.instruction if self.refines else self.plan
+
 
 def draft(image: np.ndarray, plan: Plan | None = None, inspect: str | None = None, **fields: Any) -> Turn:
     """A draft turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
     before = None if plan is None else markup.write_plan(plan)
-    return Turn(image, before, _checked_inspection(inspect), **fields)
+    return Turn(image, before, inspect and markup.check_plain(inspect, "an inspection"), **fields)
 
 
 def refinement(image: np.ndarray | None, instruction: str, inspect: str | None = None, **fields: Any) -> Turn:
     """A refine turn; `fields` are others of `Turn`. Raises ValueError where a text holds a special token."""
-    return Turn(image, markup.write_refine(instruction), _checked_inspection(inspect), refines=True, **fields)
-
-
-def _checked_inspection(inspect: str | None) -> str | None:
-    return None if inspect is None else markup.check_plain(inspect, "an inspection")
+    after = inspect and markup.check_plain(inspect, "an inspection")
+    return Turn(image, markup.write_refine(instruction), after, refines=True, **fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,13 +210,9 @@ def _last_image(turns: Sequence[Turn]) -> np.ndarray:
 
 def steps_of(turns: Sequence[Turn]) -> tuple[Step, ...]:
     """Turns grouped into steps."""
-    steps: list[Step] = []
-    for turn in turns:
-        if turn.refines:
-            steps[-1] = dataclasses.replace(steps[-1], refines=(*steps[-1].refines, turn))
-        else:
-            steps.append(Step(turn))
-    return tuple(steps)
+    starts = [place for place, turn in enumerate(turns) if not turn.refines]
+    spans = itertools.pairwise([*starts, len(turns)])
+    return tuple(Step(turns[start], tuple(turns[start + 1 : end])) for start, end in spans)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -83,19 +83,6 @@ def seen_parts(context: str, step: Any, refines: Any, own_step: Any, own_refines
     }
 
 
-def intervals(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of queries to which each key is visible: start and end, [L] int32 in logical order."""
-    total = sum(s.tokens for s in segments)
-    start, end, offset = [], [], 0
-    for segment in segments:
-        positions = np.arange(offset, offset + segment.tokens)
-        start.append(positions if segment.kind == "text" else np.full_like(positions, offset))
-        stop = offset + segment.tokens if segment.kind == "noised" else total
-        end.append(np.full_like(positions, stop))
-        offset += segment.tokens
-    return np.concatenate(start).astype(np.int32), np.concatenate(end).astype(np.int32)
-
-
 @dataclasses.dataclass(frozen=True)
 class Call:
     """A part of a chunk's attention that needs no mask, so that one call of a kernel computes it.
@@ -137,12 +124,15 @@ class Chunk:
         self.vit: dict[str, slice] = {}
         self.latents: dict[str, slice] = {}
         text, vit, latents = 0, self.text_tokens, self.und_tokens
-        offset, order = 0, np.zeros(self.tokens, np.int32)
+        order, start, end = np.zeros((3, self.tokens), np.int32)  # the last two in logical order
+        offset = 0
         for s in self.segments:
             self.text[s.name] = slice(text, text + s.text)
             self.vit[s.name] = slice(vit, vit + s.vit)
             self.latents[s.name] = slice(latents, latents + s.latents)
-            positions = np.arange(offset, offset + s.tokens)
+            whole, positions = slice(offset, offset + s.tokens), np.arange(offset, offset + s.tokens)
+            start[whole] = positions if s.kind == "text" else offset
+            end[whole] = whole.stop if s.kind == "noised" else self.tokens
             # An image opens with a vision token and closes with the other one.
             order[self.text[s.name]] = positions if s.kind == "text" else positions[[0, -1]]
             inside = positions[:0] if s.kind == "text" else positions[1:-1]
@@ -150,7 +140,6 @@ class Chunk:
             order[self.latents[s.name]] = inside[s.vit :]
             text, vit, latents = text + s.text, vit + s.vit, latents + s.latents
             offset += s.tokens
-        start, end = intervals(self.segments)
         self.order, self.start, self.end = order, start[order], end[order]
 
     @property

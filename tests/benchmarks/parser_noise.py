@@ -33,7 +33,7 @@ def sample_scenes(level: str, count: int, rng: np.random.Generator) -> list[Scen
     names, found = categories(level), []
     for index in range(count):
         request = sample_request(rng, level, names[index % len(names)], "heldout")
-        trajectory = baseline(request, rng, level, Mode.SINGLE_PASS)
+        trajectory = baseline(request, rng, Mode.SINGLE_PASS)
         found.append(scene_from_json(trajectory.metadata["scenes"][0], level))
     return found
 

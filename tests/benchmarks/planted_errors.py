@@ -34,7 +34,7 @@ def cases(level: str, per_group: int) -> Iterator[tuple[int, int, Trajectory, st
     groups = categories(get_level(level)) * per_group
     for prompt, group in enumerate(groups):
         request = sample_request(rng, level, group, "heldout")
-        one = teach(request, rng, level, wrong=0.4, misplan=0.15, slip=0, detour=0)
+        one = teach(request, rng, wrong=0.4, misplan=0.15, slip=0, detour=0)
         drafts = [index for index, turn in enumerate(one.turns) if not turn.refines]
         for index, mistake in zip(drafts, one.metadata["mistakes"], strict=True):
             unseen = dataclasses.replace(one.turns[index], after=None)

@@ -46,7 +46,7 @@ COUNTED = 2_000
 
 def one_plan(request: Request, rng: np.random.Generator, level: Level) -> Scene:
     """What the description of the teacher's one plan says, each thing where the level's rule has it."""
-    (turn,) = baseline(request, rng, level, Mode.PLAN_ONLY).turns
+    (turn,) = baseline(request, rng, Mode.PLAN_ONLY).turns
     return read_description(turn.plan.description, level)
 
 
@@ -88,7 +88,7 @@ def drawers(level: Level, rng: np.random.Generator) -> dict[str, Callable[[Scene
         things: list[Object] = []
         for number, thing in enumerate(scene.objects):
             relation = words_of(scene, number)
-            there = hang(thing, things, level, relation, [middle] if relation else [])
+            there = hang(thing, things, level, [(relation, middle)] if relation else [])
             things += [there] if there else []
         return Scene(tuple(things))
 

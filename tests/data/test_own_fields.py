@@ -116,7 +116,7 @@ def test_what_a_turn_of_the_scenes_world_leaves_is_known_from_the_scene_graphs(l
     for number in range(40):
         rng = np.random.default_rng(number)
         request = sample_request(rng, level, categories(level)[number % len(categories(level))])
-        turns = with_kept(teach(request, rng, level, **odds)).turns
+        turns = with_kept(teach(request, rng, **odds)).turns
         before = render(Scene(()), level)
         for turn, target in zip(turns, targets_of(turns), strict=True):
             kept = turn.extra["kept"] > 0
@@ -127,7 +127,7 @@ def test_what_a_turn_of_the_scenes_world_leaves_is_known_from_the_scene_graphs(l
             before = turn.image
     assert changed > 60
     for mode in ("plan_only", "single_pass"):
-        (turn,) = with_kept(baseline(request, rng, level, mode)).turns
+        (turn,) = with_kept(baseline(request, rng, mode)).turns
         assert (turn.extra["kept"] == 0).any() and (turn.image != before).any()
 
 

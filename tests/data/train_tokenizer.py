@@ -119,9 +119,9 @@ def corpus(rng: np.random.Generator, level: str, trajectories: int) -> Iterator[
     for index in range(trajectories):
         request = scenes.sample_request(rng, level, names[index % len(names)])
         if rng.random() < 0.9:
-            yield from scenes.texts(scenes.teach(request, rng, level))
+            yield from scenes.texts(scenes.teach(request, rng))
         else:
-            yield from scenes.texts(scenes.baseline(request, rng, level, Mode.PLAN_ONLY))
+            yield from scenes.texts(scenes.baseline(request, rng, Mode.PLAN_ONLY))
 
 
 def scenes_corpus(trajectories: int) -> Iterator[str]:

@@ -79,9 +79,9 @@ class TeacherSampler:
         rng = np.random.default_rng(zlib.crc32(prompt.encode()))
         request = read_request(prompt, self.level)
         if self.config.mode is Mode.PROCESS:
-            trajectory = teach(request, rng, self.level)
+            trajectory = teach(request, rng)
         else:
-            trajectory = baseline(request, rng, self.level, self.config.mode)
+            trajectory = baseline(request, rng, self.config.mode)
         return self.spoil(index, sampled(trajectory, self.config.mode, seed))
 
     def stream(self, prompts, seeds):

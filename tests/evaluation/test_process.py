@@ -77,7 +77,7 @@ def test_the_teacher_notices_all_but_its_slips_and_corrects_all_that_it_notices(
     total, planted, misplanned, slips = Counts(), 0, 0, 0
     for index in range(180):
         request = sample_request(rng, "default", categories("default")[index % 9])
-        trajectory = teach(request, rng, "default", wrong=0.3, misplan=0.2, slip=0.15)
+        trajectory = teach(request, rng, wrong=0.3, misplan=0.2, slip=0.15)
         mistakes = [fact for fact in trajectory.metadata["mistakes"] if fact]
         misplanned += sum(fact["planned"] for fact in mistakes)
         planted += sum(len(step.refines) == 1 for step in trajectory.steps)
@@ -250,7 +250,7 @@ def test_every_planted_kind_is_counted_as_what_it_is_and_named_so(rng):
     planted, slipped, total = collections.Counter(), collections.Counter(), Counts()
     for index in range(240):
         request = sample_request(rng, "default", categories("default")[index % 9])
-        trajectory = teach(request, rng, "default", wrong=0.4, misplan=0.0, slip=0.2, detour=0.0)
+        trajectory = teach(request, rng, wrong=0.4, misplan=0.0, slip=0.2, detour=0.0)
         for fact in filter(None, trajectory.metadata["mistakes"]):
             kind = "missing or extra" if fact["kind"] == "count" else fact["kind"]
             (planted if fact["noticed"] else slipped)[kind] += 1
@@ -348,7 +348,7 @@ def test_trajectories_that_are_cut_short_count_what_is_left_of_them(rng, kept):
     total = Counts()
     for _ in range(60):
         request = sample_request(rng, "default", "four_objects")
-        trajectory = sampled(teach(request, rng, "default", wrong=0, misplan=0, slip=0, detour=0, pair=0))
+        trajectory = sampled(teach(request, rng, wrong=0, misplan=0, slip=0, detour=0, pair=0))
         assert len(trajectory.steps) == 4
         turns = tuple(turn for step in trajectory.steps[:kept] for turn in step.turns)
         total += count(SampledTrajectory(request.text, turns), request)

@@ -27,7 +27,7 @@ def test_every_description_of_the_teacher_reads_back(level, rng):
     read = 0
     for index in range(120):
         category = categories(level)[index % len(categories(level))]
-        trajectory = teach(sample_request(rng, level, category), rng, level, misplan=0)
+        trajectory = teach(sample_request(rng, level, category), rng, misplan=0)
         for step, scene in zip(trajectory.steps, trajectory.metadata["scenes"], strict=True):
             meant = scene_from_json(scene, level)
             assert objects_of(read_description(step.plan.description, level)) == objects_of(meant)

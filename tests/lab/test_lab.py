@@ -177,7 +177,7 @@ def test_the_score_is_that_of_the_benchmark(config, monkeypatch):
         def sample(self, prompts, seed):
             known = {request.text: request for request in Scenes(per_group=1).requests.values()}
             for prompt in prompts:
-                image = teach(known[prompt], np.random.default_rng(seed), "default").turns[-1].image
+                image = teach(known[prompt], np.random.default_rng(seed)).turns[-1].image
                 blank = np.zeros_like(image)
                 yield SimpleNamespace(image=blank if known[prompt].category == "counting" else image)
 

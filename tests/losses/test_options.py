@@ -165,7 +165,7 @@ def test_of_what_plans_describe_a_part_is_kept(level):
     layout, rng, ids = build_layout(config), np.random.default_rng(0), ControlIds.of(tokenizer)
     parts = []
     while len(parts) < 8:
-        lesson = teach(sample_request(rng, level, "four_objects", "train"), rng, level)
+        lesson = teach(sample_request(rng, level, "four_objects", "train"), rng)
         turns = [
             dataclasses.replace(turn, image=np.zeros((*layout.image_size, 3), np.uint8))
             for turn in lesson.turns

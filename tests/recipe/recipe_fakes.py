@@ -118,7 +118,7 @@ def services(say: Callable[[int, Asked], Any] = lambda number, asked: answer(ask
 
 def taught(prompt: str, seed: int, level: str = "default", **odds: float) -> Trajectory:
     none = dict.fromkeys(("wrong", "misplan", "slip", "detour"), 0.0)
-    return teach(read_request(prompt, level), np.random.default_rng(seed), level, **{**none, **odds})
+    return teach(read_request(prompt, level), np.random.default_rng(seed), **{**none, **odds})
 
 
 def drawn(prompt: str, seed: int, level: str = "default", **odds: float) -> SampledTrajectory:

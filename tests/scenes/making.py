@@ -24,4 +24,4 @@ def lessons(
     rng, names = np.random.default_rng(seed), categories(level)
     for index in range(count):
         request = sample_request(rng, level, names[index % len(names)], split)
-        yield request, teach(request, rng, level, **odds)
+        yield request, teach(request, rng, **odds)

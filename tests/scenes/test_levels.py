@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from process_gen.scenes import shapes
 from process_gen.scenes.levels import BACKGROUND, COLOURS, LEVELS, SHAPES, get_level
+from process_gen.scenes.render import canvas_of, mask
 
 
 def test_default_cells():
@@ -32,13 +32,13 @@ def test_colours_are_far_apart():
 @pytest.mark.parametrize("level", LEVELS)
 def test_shapes_are_far_apart(level: str):
     for _, size in get_level(level).sizes:
-        masks = [shapes.mask(shape, size, shapes.canvas_of(size)) for shape in SHAPES]
+        masks = [mask(shape, size, canvas_of(size)) for shape in SHAPES]
         for a, b in itertools.combinations(masks, 2):
             assert np.minimum(a, b).sum() / np.maximum(a, b).sum() < 0.72
 
 
 def test_masks_stay_inside_their_box():
     for shape in SHAPES:
-        mask = shapes.mask(shape, 7, 10)
-        assert mask[:1].sum() == mask[-1:].sum() == mask[:, :1].sum() == mask[:, -1:].sum() == 0
-        assert 0.3 * 49 < mask.sum() <= 49 and mask.max() == 1
+        found = mask(shape, 7, 10)
+        assert found[:1].sum() == found[-1:].sum() == found[:, :1].sum() == found[:, -1:].sum() == 0
+        assert 0.3 * 49 < found.sum() <= 49 and found.max() == 1

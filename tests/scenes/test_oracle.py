@@ -25,7 +25,7 @@ LEVEL = get_level("default")
 
 def carried_out(request, canvas, room=None):
     """The plans of a canvas on which every plan comes true, and where that leads."""
-    level, plans = get_level(request.level), []
+    level, plans = request.level, []
     while (plan := plan_next(request, canvas, len(plans), room and room - len(plans))) is not None:
         plans.append(plan)
         canvas = read_description(plan.description, level)
@@ -49,7 +49,7 @@ def test_every_level_is_planned_for(rng):
         for category in categories(level)[:8]:
             request = sample_request(rng, level, category, "train")
             assert plan_next(request, Scene(), 0) is not None
-            done = Scene(tuple(place_request(rng, get_level(level), request)))
+            done = Scene(tuple(place_request(rng, request)))
             assert plan_next(request, done, 2) is None
 
 
@@ -57,7 +57,7 @@ def test_any_canvas_becomes_what_the_prompt_asks_for(rng):
     """Things of another prompt stand there: what may stay stays, the rest is changed or goes."""
     for index in range(80):
         request, other = (sample_request(rng, "default", categories("default")[index % 9]) for _ in range(2))
-        canvas = Scene(tuple(place_request(rng, LEVEL, other)[:4]))
+        canvas = Scene(tuple(place_request(rng, other)[:4]))
         plans, end = carried_out(request, canvas)
         assert judge(request, end).correct and len(plans) <= MAX_STEPS
 
@@ -94,9 +94,9 @@ def test_every_planted_mistake_is_found_and_named(rng, kind):
     kinds = collections.Counter()
     for index in range(60):
         request = sample_request(rng, "default", categories("default")[index % 9])
-        things = dict(enumerate(place_request(rng, LEVEL, request)))
+        things = dict(enumerate(place_request(rng, request)))
         meant = Scene(tuple(things.values()))
-        mistake = plant(rng, things, int(rng.integers(len(things))), LEVEL, kind)
+        mistake = plant(rng, things, int(rng.integers(len(things))), request, kind)
         if mistake is None:
             continue
         drawn = Scene(tuple(mistake.apply(things).values()))
@@ -135,8 +135,8 @@ def test_what_was_drawn_over_is_missed():
 def test_a_correction_that_comes_true_leaves_what_was_meant(rng):
     for index in range(40):
         request = sample_request(rng, "default", categories("default")[index % 9])
-        things = dict(enumerate(place_request(rng, LEVEL, request)))
-        mistake = plant(rng, things, 0, LEVEL)
+        things = dict(enumerate(place_request(rng, request)))
+        mistake = plant(rng, things, 0, request)
         if mistake is not None:
             meant = Scene(tuple(things.values()))
             drawn = Scene(tuple(mistake.apply(things).values()))

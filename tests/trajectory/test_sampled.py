@@ -49,12 +49,6 @@ def test_nothing_drawn_is_no_trajectory():
         trajectory(refinement(image(1), "a"))
 
 
-def test_only_the_model_or_the_cap_can_stop_it():
-    assert trajectory(stopped="cap").stopped == "cap"
-    with pytest.raises(ValueError, match="'model' or 'cap'"):
-        trajectory(stopped="tired")
-
-
 def test_a_verdict_can_be_added():
     judged = dataclasses.replace(trajectory(draft(image(1))), verdict={"ok": False})
     assert judged.verdict == {"ok": False} and judged.image[0, 0, 0] == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from process_gen.trajectory.layout import Layout, Segment
-from process_gen.trajectory.visibility import Chunk, intervals, seen_parts
+from process_gen.trajectory.visibility import Chunk, seen_parts
 
 DRAWN = """
 #.........
@@ -63,16 +63,14 @@ def test_intervals_equal_the_rule_on_random_layouts(seed):
         segments.append(Segment(f"s{i}", str(kind), *size))
     chunk = Chunk(segments)
     np.testing.assert_array_equal(logical(chunk.mask, chunk), slow_rule(segments))
-    start, end = intervals(segments)
-    q = np.arange(len(start))[:, None]
-    np.testing.assert_array_equal((start[None] <= q) & (q < end[None]), slow_rule(segments))
 
 
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("vit_grid", [(0, 0), (2, 3)])
 def test_calls_cover_every_query_once_and_say_exactly_what_the_mask_says(vit_grid, copies):
     layout = Layout(copies=copies, vit_grid=vit_grid)
-    for segments in (layout.turn_segments, layout.visible_segments):
+    visible = [segment for part in layout.visible_parts.values() for segment in part]
+    for segments in (layout.turn_segments, visible):
         chunk = Chunk(segments)
         asked, said = np.zeros(chunk.tokens, int), np.zeros_like(chunk.mask)
         for call in chunk.calls:

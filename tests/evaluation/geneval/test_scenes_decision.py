@@ -25,7 +25,7 @@ from process_gen.scenes.requests import GENEVAL_CATEGORIES
 def scenes_metadata(request) -> dict:
     """A request as a line of GenEval's metadata, with all that nobody asked for excluded."""
     metadata, asked = request.metadata(), {clause.shape for clause in request.clauses}
-    rest = [shape for shape in (*get_level(request.level).shapes, UNCLEAR) if shape not in asked]
+    rest = [shape for shape in (*request.level.shapes, UNCLEAR) if shape not in asked]
     return metadata | {"exclude": metadata["exclude"] + [{"class": shape, "count": 1} for shape in rest]}
 
 
@@ -48,7 +48,8 @@ def _mutated(rng: np.random.Generator, things: list[Object], level) -> list[Obje
         kind, at = rng.integers(5), int(rng.integers(max(len(things), 1)))
         looks = (str(rng.choice(level.shapes)), str(rng.choice(level.colours)), level.sizes[-1][1])
         if kind == 0 or not things:
-            things += [thing for thing in [find_place(rng, level, looks, things)] if thing]
+            more = find_place(rng, level, Object(looks[0], looks[1], "", 0, 0, looks[2]), things)
+            things += [more] if more else []
         elif kind == 1:
             del things[at]
         elif kind == 2:
@@ -68,7 +69,7 @@ def test_both_say_the_same_of_images_right_and_wrong(rng, level: str, draws: int
     for category in GENEVAL_CATEGORIES:
         for _ in range(draws):
             request = sample_request(rng, level, category, str(rng.choice(["train", "heldout"])))
-            things = _mutated(rng, place_request(rng, get_level(level), request), get_level(level))
+            things = _mutated(rng, place_request(rng, request), get_level(level))
             image = render(Scene(tuple(things)), level)
             if rng.random() < 0.1:
                 image[:6, :6] = rng.integers(0, 256, 3)  # something unclear
@@ -96,7 +97,7 @@ def test_where_clauses_share_a_shape_the_larger_object_decides():
 
 def test_the_order_of_the_objects_does_not_matter(rng):
     request = sample_request(rng, "default", "color_attr")
-    things = place_request(rng, get_level("default"), request)
+    things = place_request(rng, request)
     for _ in range(5):
         things = [things[i] for i in rng.permutation(len(things))]
         assert judge_scene(request, Scene(tuple(things))).correct
