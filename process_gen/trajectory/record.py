@@ -135,8 +135,8 @@ def trajectory_to_json(
 ) -> dict[str, Any]:
     """Returns the JSON object of a trajectory, sampled or not, whose images the caller saves.
 
-    `image_paths` has the path of each turn's image, or its `{"bytes", "path"}`; None where it has none. Raises
-    ValueError for metadata that JSON cannot hold.
+    `image_paths` has the path of each turn's image, or its `{"bytes", "path"}`; None where it has none.
+    Raises ValueError for metadata that JSON cannot hold.
     """
     found = {
         "uid": trajectory.uid,
