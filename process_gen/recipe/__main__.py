@@ -40,7 +40,7 @@ from process_gen.common.names import check_name
 from process_gen.distributed import stopping
 from process_gen.experiment import builders, vocabulary
 from process_gen.recipe import building, stages, statistics
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.parts import RecipeError
 from process_gen.reports.files import check_writable
 from process_gen.services.options import ServiceError
 

@@ -10,10 +10,9 @@ from concurrent import futures
 import tqdm
 
 from process_gen.distributed import stopping
-from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import SampleFolder
-from process_gen.recipe.parts import Later, Skip
+from process_gen.recipe.parts import Later, RecipeError, Skip
 from process_gen.services.pool import LOOK_SECONDS, workers_of
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.random import Generator
 
 from process_gen.recipe.parts import Later, Opinion, Skip, World
@@ -21,6 +22,8 @@ from process_gen.trajectory.stages import Turn, draft, refinement
 
 CONSISTENT, CONFLICTING = "consistent", "conflicting"
 ALIGNED, MISALIGNED = "aligned", "misaligned"
+KINDS = {"conflict": (CONSISTENT, CONFLICTING), "alignment": (ALIGNED, MISALIGNED)}
+"""By subset, its kinds of samples: without an error, and with one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,59 +100,52 @@ def planted(
     Raises:
       Skip: the prompt becomes no sample.
     """
-    wrong, in_plan = kind in (CONFLICTING, MISALIGNED), kind in (CONSISTENT, CONFLICTING)
-    turns = world.planted(prompt, rng, wrong, in_plan)
+    turns = world.planted(prompt, rng, kind in (CONFLICTING, MISALIGNED), kind in KINDS["conflict"])
     first = next((i for i, turn in enumerate(turns) if turn.refines), None)
     if first is not None and rng.random() < imageless:
-        said = turns[first].instruction
-        assert isinstance(said, str), "instructions of the teacher are well-formed"
-        turns = [*turns[:first], refinement(None, said)]
-    return _made(kind, prompt, turns, most_turns, "planted")
+        turns = [*turns[:first], refinement(None, turns[first].instruction)]
+    return _given(kind, prompt, turns, most_turns, "planted")
 
 
 # ---------------------------------------------------------------- self-sampled
 
 
-def conflict(
-    world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
+def self_sampled(
+    world: World,
+    sampled: SampledTrajectory,
+    rng: Generator,
+    *,
+    subset: str,
+    imageless: float,
+    most_turns: int,
 ) -> Made:
-    """Subset 2 from a trajectory that a model drew: its texts are judged against the full prompt.
+    """Subsets 2 and 3 from a trajectory that a model drew.
 
-    Without a conflict it is kept whole, with words of agreement, if its image is what the prompt asks for.
-    Else it is cut at the first conflict: there follow the analysis, the corrective instruction and, except in
+    In `conflict` its texts are judged against the full prompt, in `alignment` its drafts against their plans.
+    Without an error it is kept whole, with words of agreement, if its image is what the prompt asks for.
+    Else it is cut at the first error: there follow the analysis, the corrective instruction and, except in
     a share `imageless`, the corrected image and the steps that complete it.
 
     Raises:
       Skip: it becomes no sample.
     """
-    steps, prompt = _drawn(sampled), sampled.prompt
-    opinions = world.plans(prompt, steps, rng)
-    if all(opinion.ok for opinion in opinions):
+    (right, wrong), prompt = KINDS[subset], sampled.prompt
+    steps = _drawn(sampled)
+    if subset == "conflict":
+        opinions, as_said = world.plans(prompt, steps, rng), "no conflict in the words"
+    else:
+        opinions, as_said = _draft_opinions(world, prompt, steps, rng), "drafts as planned"
+    judged = [
+        draft(step.image, step.plan, opinion.words, image_ok=opinion.ok)
+        for step, opinion in zip(steps, opinions, strict=False)
+    ]
+    if opinions[-1].ok:
         if not world.complete(prompt, steps[-1].image):
-            raise Skip("no conflict in the words, and not what the prompt asks for")
-        return _made(CONSISTENT, prompt, _judged(steps, opinions), most_turns)
-    turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
-    return _made(CONFLICTING, prompt, turns, most_turns)
-
-
-def alignment(
-    world: World, sampled: SampledTrajectory, rng: Generator, *, imageless: float, most_turns: int
-) -> Made:
-    """Subset 3 from a trajectory that a model drew: its drafts are judged against their plans.
-
-    It is cut and corrected, as in `conflict`, at the first draft that does not show its plan; without one it
-    is kept whole if its image is what the prompt asks for. Raises Skip.
-    """
-    steps, prompt = _drawn(sampled), sampled.prompt
-    opinions: list[Opinion] = []
-    for step in steps:
-        opinions.append(world.draft(prompt, step.plan, step.image, rng))
-        if not opinions[-1].ok:
-            turns = _corrected(world, prompt, steps, opinions, rng, imageless, most_turns)
-            return _made(MISALIGNED, prompt, turns, most_turns)
-    if not world.complete(prompt, steps[-1].image):
-        raise Skip("drafts as planned, and not what the prompt asks for")
-    return _made(ALIGNED, prompt, _judged(steps, opinions), most_turns)
+            raise Skip(f"{as_said}, and not what the prompt asks for")
+        return _given(right, prompt, judged, most_turns)
+    room = most_turns - len(judged)
+    rest = _corrected(world, prompt, opinions[-1], judged[-1].image, rng, imageless, room)
+    return _given(wrong, prompt, [*judged, *rest], most_turns)
 
 
 def _drawn(sampled: SampledTrajectory) -> list[Turn]:
@@ -162,60 +158,55 @@ def _drawn(sampled: SampledTrajectory) -> list[Turn]:
     return [step.draft for step in sampled.steps]
 
 
-def _judged(steps: Sequence[Turn], opinions: Sequence[Opinion]) -> list[Turn]:
-    """The first steps, one for each opinion, with its words as the inspection."""
-    return [
-        draft(step.image, step.plan, opinion.words, image_ok=opinion.ok)
-        for step, opinion in zip(steps, opinions, strict=False)
-    ]
+def _draft_opinions(world: World, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
+    """Judges each draft against its plan, up to the first that does not show it. Raises Skip."""
+    opinions: list[Opinion] = []
+    for step in steps:
+        opinions.append(world.draft(prompt, step.plan, step.image, rng))
+        if not opinions[-1].ok:
+            break
+    return opinions
 
 
 def _corrected(
     world: World,
     prompt: str,
-    steps: Sequence[Turn],
-    opinions: Sequence[Opinion],
+    opinion: Opinion,
+    image: np.ndarray,
     rng: Generator,
     imageless: float,
-    most_turns: int,
+    room: int,
 ) -> list[Turn]:
-    """The steps up to the first wrong one, then its correction, with an image and what follows or without."""
-    turns, opinion, step = _judged(steps, opinions), opinions[-1], steps[len(opinions) - 1]
-    words = [*turns, refinement(None, opinion.correction)]
+    """The correction of an image and what follows it; the words alone where no image of it can be drawn."""
+    words = refinement(None, opinion.correction)
     if rng.random() < imageless:
-        return words
+        return [words]
     try:
-        image = world.correct(prompt, opinion, step.image)
-        rest = world.finish(prompt, opinion, image, rng)
+        corrected = world.correct(prompt, opinion, image)
+        rest = world.finish(prompt, opinion, corrected, rng)
     except Later:
         raise
-    except Skip:  # it cannot be drawn: a correction without an image
-        return words
-    drawn = [*turns, refinement(image, opinion.correction), *rest]
-    return drawn if len(drawn) <= most_turns else words
-
-
-def _made(
-    kind: str, prompt: str, turns: Sequence[Turn], most_turns: int, origin: str = "self-sampled"
-) -> Made:
-    _check_turns(len(turns), most_turns)
-    return Made(kind, prompt, given(turns), {"origin": origin})
+    except Skip:
+        return [words]
+    drawn = [dataclasses.replace(words, image=corrected), *rest]
+    return drawn if len(drawn) <= room else [words]
 
 
 # ---------------------------------------------------------------------- shared
 
 
-def given(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Sets the loss weights of plans and images before the first correction to 0: they are inputs.
+def _given(
+    kind: str, prompt: str, turns: Sequence[Turn], most_turns: int, origin: str = "self-sampled"
+) -> Made:
+    """The sample whose plans and images before the first correction have loss weight 0: they are inputs.
 
     The correction and what follows keep their weights: the judged model did not draw them, and no other
     sample teaches how to continue from a corrected image.
     """
-    found, corrected = [], False
-    for turn in turns:
-        corrected |= turn.refines
-        found.append(turn if corrected else dataclasses.replace(turn, before_weight=0.0, image_weight=0.0))
-    return tuple(found)
+    _check_turns(len(turns), most_turns)
+    first = next((i for i, turn in enumerate(turns) if turn.refines), len(turns))
+    inputs = [dataclasses.replace(turn, before_weight=0.0, image_weight=0.0) for turn in turns[:first]]
+    return Made(kind, prompt, (*inputs, *turns[first:]), {"origin": origin})
 
 
 def _check_turns(turns: int, most: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from process_gen.data.scenes_builder import default_mixture
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.parts import RecipeError
 from process_gen.scenes.prompts import sample_request
 
 

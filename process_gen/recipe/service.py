@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,9 @@ from process_gen.trajectory.stages import Turn, draft, refinement
 
 PAPER_STEPS = 3.51
 """The paper's mean number of intermediate images of a trajectory, which estimates use."""
+
+ANY_SIDE = 1024
+"""Side in pixels that estimates assume where the endpoint chooses the size of images."""
 
 
 class Services:
@@ -57,7 +61,7 @@ class Services:
     ):
         self.chat, self.images = Endpoint(chat), Endpoint(images)
         self.name, self.workers = f"{chat.model}+{images.model}", chat.workers
-        self._steps, self._pair, self._phrase = steps, pair, phrase
+        self._size, self._steps, self._pair, self._phrase = size, steps, pair, phrase
         self._answer_tokens, self._extra = answer_tokens, read_extra(chat.extra)
         drawn = {"size": size, "response_format": "b64_json", **read_extra(images.extra)}
         self._drawn = without_none(drawn)
@@ -92,10 +96,9 @@ class Services:
     def check(
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
-        told = {"instruction": stroke.plan.instruction, "description": stroke.plan.description}
         end = "It is the last step, so the image should show the whole prompt. " if last else ""
         shown = [image] if before is None else [before, image]
-        said = self._ask(questions.CHECK, prompt, told, shown, raw={"last": end})
+        said = self._ask(questions.CHECK, prompt, dataclasses.asdict(stroke.plan), shown, raw={"last": end})
         return Opinion(said["ok"], said["reason"])
 
     # ------------------------------------------------------- subsets 2 and 3
@@ -103,9 +106,7 @@ class Services:
     def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
         opinions: list[Opinion] = []
         for end in range(1, len(steps) + 1):
-            told = [
-                {"instruction": s.plan.instruction, "description": s.plan.description} for s in steps[:end]
-            ]
+            told = [dataclasses.asdict(step.plan) for step in steps[:end]]
             said = self._ask(questions.PLANS, prompt, {"steps": told})
             opinions.append(_opinion(said, "consistent"))
             if not opinions[-1].ok:
@@ -113,8 +114,7 @@ class Services:
         return opinions
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
-        told = {"instruction": plan.instruction, "description": plan.description}
-        return _opinion(self._ask(questions.DRAFT, prompt, told, [image]), "aligned")
+        return _opinion(self._ask(questions.DRAFT, prompt, dataclasses.asdict(plan), [image]), "aligned")
 
     def complete(self, prompt: str, image: np.ndarray) -> bool:
         return self._ask(questions.COMPLETE, prompt, {}, [image])["ok"]
@@ -202,7 +202,7 @@ class Services:
 
     def _phrased(self, prompt: str, path: Sequence[Stroke]) -> list[Stroke]:
         """The same steps in the words of the chat model."""
-        told = [{"instruction": s.plan.instruction, "description": s.plan.description} for s in path]
+        told = [dataclasses.asdict(stroke.plan) for stroke in path]
 
         def read(answer: str) -> list[Plan] | None:
             found = questions.STEPS.read(answer)
@@ -213,38 +213,39 @@ class Services:
             return None if None in texts else [Plan(**text) for text in texts]
 
         plans = self._ask(questions.STEPS, prompt, {"steps": told}, read=read)
-        return [Stroke(p, s.kinds, s.graph, s.state) for p, s in zip(plans, path, strict=True)]
+        return [dataclasses.replace(stroke, plan=p) for p, stroke in zip(plans, path, strict=True)]
 
     # ---------------------------------------------------------------- estimate
 
-    def estimates(
-        self, per_sample: dict[Question, float], images: float, samples: int, characters: float, size: int
-    ) -> dict[str, Estimate]:
+    def estimates(self, work: str, samples: int, characters: float) -> dict[str, Estimate]:
         """What some samples will take, by service.
 
         Args:
-          per_sample: how often each question is asked.
-          images: that are drawn for a sample.
+          work: `multi_turn`, `conflict` (self-sampled), `alignment` or `symbolic`.
           samples: how many.
           characters: of a prompt, on average.
-          size: of an image, pixels a side.
         """
+        q, steps = questions, PAPER_STEPS
+        planted = {q.GRAPH: 1.0, q.CHECK: steps + 1}
+        per_sample, images_each = {  # how often each question is asked, and how many images are drawn
+            "multi_turn": ({q.GRAPH: 1.0, q.STEPS: float(self._phrase), q.CHECK: steps}, steps),
+            "conflict": ({q.PLANS: steps, q.COMPLETE: 1.0, q.CHECK: 1.0, q.REST: 0.5}, 1.0),
+            "alignment": ({q.DRAFT: steps, **planted}, steps + 1),
+            "symbolic": (planted, steps + 1),
+        }[work]
         asked = {question: round(samples * n) for question, n in per_sample.items()}
-        requests = sum(asked.values())
         text = sum(
-            n * (len(q.system) + len(q.template) + len(json.dumps(q.schema)) + characters)
-            for q, n in asked.items()
+            n * (len(one.system) + len(one.template) + len(json.dumps(one.schema)) + characters)
+            for one, n in asked.items()
         )
-        looks = sum(n * q.images for q, n in asked.items()) * estimate.image_tokens(size, size)
-        answers = sum(n * q.answer_characters for q, n in asked.items()) // estimate.CHARACTERS_PER_TOKEN
-        drawn = round(samples * images)
+        side = max((int(part) for part in self._size.split("x") if part.isdecimal()), default=ANY_SIDE)
+        looks = sum(n * one.images for one, n in asked.items()) * estimate.image_tokens(side, side)
+        answers = sum(n * one.answer_characters for one, n in asked.items()) // estimate.CHARACTERS_PER_TOKEN
+        drawn = round(samples * images_each)
+        chat, images = self.chat.service, self.images.service
         return {
-            self.chat.service.model: estimate.estimate(
-                self.chat.service, requests, round(text), round(looks), answers
-            ),
-            self.images.service.model: estimate.estimate(
-                self.images.service, drawn, round(drawn * characters), 0, 0, drawn
-            ),
+            chat.model: estimate.estimate(chat, sum(asked.values()), round(text), looks, answers),
+            images.model: estimate.estimate(images, drawn, round(drawn * characters), 0, 0, drawn),
         }
 
 

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from process_gen.common import files
 from process_gen.experiment import builders, cli
-from process_gen.recipe.building import PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS, settings_of
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.building import PROMPTS, SAMPLES, SUBSETS, sampled_share, settings_of
+from process_gen.recipe.parts import RecipeError
 from process_gen.trajectory.record import to_json
 
 NAME = "stages.json"
@@ -99,7 +99,7 @@ def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> lis
         return Stage(phase, "train", (stored, f"--workdir={workdir / phase}"), everyone=True)
 
     stages = [own("multi_turn"), train("phase_1")]
-    if _wants_samples(config, needed):
+    if any(sampled_share(subset, config) for subset in needed):
         files_of = (f"--prompts_file={workdir / PROMPTS}", f"--output_dir={workdir / SAMPLES}")
         told = (f"--workdir={workdir / 'phase_1'}", *files_of, "--nostrips", *config.samples.flags)
         stages += [own("prompts"), Stage("samples", "sample", told, everyone=True)]
@@ -138,12 +138,6 @@ def needed_subsets(config: Any) -> list[str]:
     if "multi_turn" not in found:
         raise RecipeError("config.mixture.multi_turn.weight must be above 0: phase 1 trains on that subset")
     return found
-
-
-def _wants_samples(config: Any, needed: list[str]) -> bool:
-    """Whether a subset is made of what phase 1 draws."""
-    text = "conflict" in needed and config.conflict.critique == SELF_SAMPLED
-    return text or ("alignment" in needed and config.alignment.sampled > 0)
 
 
 def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
