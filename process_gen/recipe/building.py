@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -143,7 +144,8 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
                 check_prompts(growing, prompts)
                 if (missing := sum(wanted.values()) - growing.counts.total()) > 0:
                     work = subset if subset != "conflict" or sampled_share(subset, config) else SYMBOLIC
-                    for model, told in world.estimates(work, missing, prompts.characters).items():
+                    characters = statistics.fmean(map(len, prompts.lines))
+                    for model, told in world.estimates(work, missing, characters).items():
                         say(f"{work}: {missing:,} samples, {model}: {told}")
             filled = _fill(subset, wanted, growing, world, config, workdir, stop_all)
     say(f"{subset}: {filled}")
@@ -216,7 +218,7 @@ def _fill(
     workdir: pathlib.Path,
     stop: Stop,
 ) -> Filled:
-    """Fills the folder of a subset: with what phase 1 drew, as far as `sampled_share` says, then by prompts."""
+    """Fills a subset: a `sampled_share` with what phase 1 drew, the rest with what prompts give."""
     own, most_turns, first = config[subset], config.most_turns, None
     fill_with = functools.partial(fill, growing, workers=world.workers, stop=stop)
     if subset == "multi_turn":

@@ -37,21 +37,21 @@ class Fault:
     repaired: Scene
 
 
-def as_named(thing: Object) -> tuple[str, str, str]:
-    """A thing as descriptions name it: shape, colour and cell."""
-    return thing.shape, thing.colour, thing.cell
-
-
 def lacking(scene: Scene, other: Scene) -> list[Object]:
     """The things of a scene that another one lacks, compared by shape, colour and cell."""
-    left = Counter(map(as_named, other.objects))
+    left = [(thing.shape, thing.colour, thing.cell) for thing in other.objects]
     found = []
     for thing in scene.objects:
-        if left[as_named(thing)]:
-            left[as_named(thing)] -= 1
+        if (named := (thing.shape, thing.colour, thing.cell)) in left:
+            left.remove(named)
         else:
             found.append(thing)
     return found
+
+
+def same(scene: Scene, other: Scene) -> bool:
+    """Whether two scenes hold the same things, compared by shape, colour and cell."""
+    return not lacking(scene, other) and not lacking(other, scene)
 
 
 def changed(before: Scene, after: Scene) -> tuple[str, ...]:
@@ -95,11 +95,6 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
         raise Skip("something unclear where nothing should be")
     repaired = Scene((*kept, *([right] if right else ())))
     return Fault(dataclasses.replace(mistake, number=len(kept) if right else -1), repaired)
-
-
-def is_possible(scene: Scene) -> bool:
-    """Whether a scene can be drawn: a cell holds one thing."""
-    return len({thing.cell for thing in scene.objects}) == len(scene)
 
 
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:

@@ -84,7 +84,7 @@ def fill(
       RecipeError: `patience` candidates in a row became no sample.
       ReportError, ServiceError: candidates in progress are finished first.
     """
-    start, before = time.monotonic(), sum(growing.counts.values())
+    start, before = time.monotonic(), growing.counts.total()
     bar = tqdm.tqdm(
         total=sum(wanted.values()), initial=before, unit=" samples", desc=growing.folder.name,
         mininterval=1.0,
@@ -92,24 +92,21 @@ def fill(
     with bar, workers_of(workers) as pool:
         filling = _Filling(growing, wanted, pool, bar, patience)
         filling.run(candidates, workers, stop)
-    made = sum(growing.counts.values()) - before
+    made = growing.counts.total() - before
     return Filled(dict(growing.counts), dict(wanted), made, max(time.monotonic() - start, 1e-9))
 
 
+@dataclasses.dataclass
 class _Filling:
     """State and loop of `fill`."""
 
-    def __init__(
-        self,
-        growing: SampleFolder,
-        wanted: Mapping[str, int],
-        pool: futures.Executor,
-        bar: tqdm.tqdm,
-        patience: int,
-    ):
-        self.growing, self.wanted, self.pool, self.bar = growing, wanted, pool, bar
-        self.patience, self.in_vain = patience, 0
-        self.under_way: dict[futures.Future, Candidate] = {}
+    growing: SampleFolder
+    wanted: Mapping[str, int]
+    pool: futures.Executor
+    bar: tqdm.tqdm
+    patience: int
+    in_vain: int = 0
+    under_way: dict[futures.Future, Candidate] = dataclasses.field(default_factory=dict)
 
     def left(self, kind: str = "") -> int:
         """Samples of a kind, or of all, that are neither there nor under way."""
@@ -119,12 +116,13 @@ class _Filling:
         return sum(self.wanted[k] for k in kinds) - there - going
 
     def run(self, candidates: Iterator[Candidate], workers: int, stop: Callable[[], None]) -> None:
-        problem: BaseException | None = None
+        done, problem = self.growing.done, None
+        candidates = (c for c in candidates if c.uid not in done and (not c.kind or self.left(c.kind) > 0))
         while problem is None:
             try:
                 stop()
                 while len(self.under_way) < 2 * workers and self.left() > 0:
-                    if (one := self._next(candidates)) is None:
+                    if (one := next(candidates, None)) is None:
                         break
                     self.under_way[self.pool.submit(one.make)] = one
                 if not self.under_way:
@@ -144,12 +142,6 @@ class _Filling:
             except Exception:
                 continue  # the first problem is the one to tell
         raise problem
-
-    def _next(self, candidates: Iterator[Candidate]) -> Candidate | None:
-        for one in candidates:
-            if one.uid not in self.growing.done and (not one.kind or self.left(one.kind) > 0):
-                return one
-        return None
 
     def _settle(self) -> None:
         """Waits at most `LOOK_SECONDS` for candidates, and writes or rejects those that are finished."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common import files
-from process_gen.recipe.graphs import SCHEMA, object_of
+from process_gen.recipe.graphs import SCHEMA, TEXT, object_of
 from process_gen.trajectory.markup import check_plain
 
-TEXT, FLAG = {"type": "string"}, {"type": "boolean"}
+FLAG = {"type": "boolean"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Question:
     def read(self, answer: str) -> dict[str, Any] | None:
         """The object in an answer; None where it does not fit the schema, or its texts fit no record."""
         try:
-            found = files.from_json(_bare(answer))
+            found = files.from_json(_without_fence(answer))
         except ValueError:
             return None
         properties = self.schema["properties"]
@@ -61,8 +61,7 @@ class Question:
         return found
 
 
-def _bare(answer: str) -> str:
-    """The answer without a fence of backticks around it."""
+def _without_fence(answer: str) -> str:
     text = answer.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json")

@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from process_gen.evaluation.tasks.chat_task import fill
 from process_gen.recipe import questions, strokes
-from process_gen.recipe.graphs import Graph, GraphError, read_graph
+from process_gen.recipe.graphs import Graph, read_graph
 from process_gen.recipe.parts import Later, Opinion, Skip
 from process_gen.recipe.questions import Question
 from process_gen.recipe.strokes import Stroke
@@ -74,16 +74,10 @@ class Services:
     # ---------------------------------------------------------------- subset 1
 
     def graph(self, prompt: str) -> Graph:
-        said: list[str] = []
+        def read(answer: str) -> Graph:
+            return read_graph(questions.GRAPH.read(answer))
 
-        def read(answer: str) -> Graph | None:
-            try:
-                return read_graph(questions.GRAPH.read(answer))
-            except GraphError as error:
-                said.append(str(error))
-                raise
-
-        return self._ask(questions.GRAPH, prompt, {}, read=read, problems=said)
+        return self._ask(questions.GRAPH, prompt, {}, read=read)
 
     def strokes(self, prompt: str, rng: Generator, rewrites: float) -> list[Stroke]:
         found = strokes.schedule(rng, self.graph(prompt), self._steps, rewrites, self._pair)
@@ -177,7 +171,6 @@ class Services:
         images: Sequence[np.ndarray] = (),
         *,
         read: Callable[[str], Any] | None = None,
-        problems: Sequence[str] = (),
         raw: dict[str, str] | None = None,
     ) -> Any:
         """Asks the chat model; `told` goes into the question as JSON, `raw` as it is. Raises Skip, Later."""
@@ -185,8 +178,17 @@ class Services:
         values |= {"prompt": json.dumps(prompt, ensure_ascii=False)} | (raw or {})
         text, what = fill(question.template, values), f"{question.name} of {prompt[:60]!r}"
         fields = without_none({**question.fields(self._answer_tokens), **self._extra})
+        problems: list[str] = []
+
+        def read_or_note(answer: str) -> Any:
+            try:
+                return (read or question.read)(answer)
+            except ValueError as error:  # which the model is told as well
+                problems.append(str(error))
+                raise
+
         try:
-            return self.chat.ask(what, question.system, text, images, fields, read or question.read)[0]
+            return self.chat.ask(what, question.system, text, images, fields, read_or_note)[0]
         except Unread as error:
             detail = problems[-1] if problems else str(error)
             raise Skip(f"answers to {question.name} that cannot be read", detail) from None

@@ -143,7 +143,8 @@ def needed_subsets(config: Any) -> list[str]:
 def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     """The config of a phase: the base with what the phase overrides, on the subsets of the workdir."""
     training = ConfigDict(cli.load_config(config.base))
-    if len(needed_subsets(config)) + len(_others(config)) == 1:
+    places = {name: workdir / name for name in needed_subsets(config)} | _others(config)
+    if len(places) == 1:
         training.layout.after = 0  # without critiques, the texts of agreement in subset 1 teach nothing
     _override(training, config[phase], f"config.{phase}")
     if config.most_turns > training.layout.turns:
@@ -151,14 +152,14 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
             f"config.most_turns is {config.most_turns}, a row of {config.base} has {training.layout.turns} "
             f"turns: set --config.most_turns={training.layout.turns}"
         )
-    places = {name: workdir / name for name in SUBSETS}
-    training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
+    training.data.update(dict(source="folder", path=str(workdir / "multi_turn"), mode="process"))
     if phase == "phase_2":
         training.train.init = str(workdir / "phase_1")
-        places |= _others(config)
-        names = [*needed_subsets(config), *_others(config)]
-        sources = {name: _source(config, name, places[name]) for name in names}
-        training.data.sources = ConfigDict(sources)
+        entries = {name: config.mixture[name] for name in places}
+        training.data.sources = {
+            name: dict(source="folder", path=str(places[name]), weight=own.weight, stages=tuple(own.stages))
+            for name, own in entries.items()
+        }
     return training.lock()
 
 
@@ -178,12 +179,6 @@ def _others(config: Any) -> dict[str, pathlib.Path]:
                 )
             found[name] = pathlib.Path(entry.path).absolute()
     return found
-
-
-def _source(config: Any, name: str, place: pathlib.Path) -> dict[str, Any]:
-    """A subset as an entry of `config.data.sources`."""
-    own = config.mixture[name]
-    return dict(source="folder", path=str(place), weight=own.weight, stages=tuple(own.stages))
 
 
 def _override(config: ConfigDict, changes: ConfigDict, place: str) -> None:

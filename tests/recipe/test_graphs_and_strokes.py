@@ -72,10 +72,10 @@ def test_every_path_grows_without_contradiction_to_the_same_end(seed):
     assert len(path) <= most and path[-1].plan.description == describe(graph)
     assert sum(kind in REWRITES for stroke in path for kind in stroke.kinds) == 1
     for stroke in path:
-        assert contradiction(stroke.graph) is None and stroke.plan.description == describe(stroke.graph)
+        assert contradiction(stroke.state) is None and stroke.plan.description == describe(stroke.state)
     plain = schedule(np.random.default_rng(seed), graph, most, 0.0, 0.4)
     assert {kind for stroke in plain for kind in stroke.kinds} == {"add"}
-    sizes = [len(stroke.graph.things) for stroke in plain]
+    sizes = [len(stroke.state.things) for stroke in plain]
     assert sizes == sorted(set(sizes)) and sizes[-1] == 3
 
 
