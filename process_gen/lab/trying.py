@@ -122,16 +122,15 @@ def try_loss(
     def found(params, given, batch):
         outputs, taught = scoring.seen(recipe, params, given, batch, key), labels(batch, recipe.model.ids)
         sums, counts = table.terms(outputs, batch, taught, own)
-        taught = outputs.labels(taught)
-        term = table.term(table.rows[0], outputs.with_nll(taught), batch, taught, own)
+        ((_, term),) = table.each(outputs, batch, taught, own)
         mean = mean_of(sums[ROW], counts[ROW])
         return mean, (term.values, term.weights, table.metrics(sums, counts, given.step))
 
     def weights(given, batch):
-        blank = scoring.seen_blank(recipe, given, batch, key)
-        taught = blank.labels(labels(batch, recipe.model.ids))
+        blank = scoring.seen(recipe, None, given, batch, key)
+        taught = labels(batch, recipe.model.ids)
         kinds = (blank, *(_imagined(blank, jax.random.key(seed)) for seed in (1, 2)))
-        return [table.term(table.rows[0], outputs, batch, taught, own).weights for outputs in kinds]
+        return [term.weights for outputs in kinds for _, term in table.each(outputs, batch, taught, own)]
 
     over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
     _check_weights(*jax.jit(over(weights))(state.given, batch))

@@ -110,14 +110,10 @@ def make_world(config: Any, workdir: pathlib.Path) -> World:
 
 
 def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Callable[[str], None]) -> Filled:
-    """Makes what is missing of a subset.
+    """Makes what is missing of a subset, one of `SUBSETS`.
 
-    Args:
-      subset: of `SUBSETS`.
-      config: of the recipe.
-      workdir: of the recipe.
-      stop: is called between samples; what it raises ends the work.
-      say: is called with a line: the estimated cost before any request, and the counts at the end.
+    `stop` is called between samples; what it raises ends the work. `say` is called with lines: the estimated
+    cost before any request, and the counts at the end.
 
     Raises:
       RecipeError, ServiceError, ReportError: see `fill`.
@@ -171,10 +167,7 @@ def check_prompts(growing: SampleFolder, prompts: FilePrompts) -> None:
     """Refuses a file of prompts in which lines have changed since samples were made of them.
 
     Candidates are identified by line number: with another file some prompts would be skipped, others used
-    twice. Lines may be added at the end.
-
-    Raises:
-      RecipeError: names the line.
+    twice. Lines may be added at the end. Raises RecipeError, which names the line.
     """
     for uid, prompt in growing.prompts.items():
         if uid.startswith(f"{SAMPLED}-"):

@@ -9,7 +9,6 @@ from concurrent import futures
 
 import tqdm
 
-from process_gen.distributed import stopping
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import SampleFolder
 from process_gen.recipe.parts import Later, RecipeError, Skip
@@ -33,14 +32,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """How a folder was filled.
-
-    Attributes:
-      counts: samples of each kind that are there.
-      wanted: the quotas.
-      made: samples that this call added.
-      seconds: that it took.
-    """
+    """How a folder was filled: samples of each kind, their quotas, and what this call added."""
 
     counts: Mapping[str, int]
     wanted: Mapping[str, int]
@@ -73,7 +65,6 @@ def fill(
     The exception is a candidate whose kind turns out to be full by then: it is recorded as rejected.
 
     Args:
-      growing: the folder.
       wanted: kind -> how many.
       candidates: in order; those in `growing.done` are skipped.
       workers: candidates that are made in parallel.
@@ -118,29 +109,24 @@ class _Filling:
     def run(self, candidates: Iterator[Candidate], workers: int, stop: Callable[[], None]) -> None:
         done, problem = self.growing.done, None
         candidates = (c for c in candidates if c.uid not in done and (not c.kind or self.left(c.kind) > 0))
-        while problem is None:
+        while problem is None or self.under_way:
             try:
-                stop()
-                while len(self.under_way) < 2 * workers and self.left() > 0:
-                    if (one := next(candidates, None)) is None:
-                        break
-                    self.under_way[self.pool.submit(one.make)] = one
-                if not self.under_way:
-                    return
+                if problem is None:
+                    stop()
+                    while len(self.under_way) < 2 * workers and self.left() > 0:
+                        if (one := next(candidates, None)) is None:
+                            break
+                        self.under_way[self.pool.submit(one.make)] = one
+                    if not self.under_way:
+                        return
                 self._settle()
-            except Exception as error:  # raised again when candidates in progress are written
+            except Exception as error:
                 if getattr(error, "at_once", False):  # a second signal
                     raise
-                problem = error
-        for future in self.under_way:
-            future.cancel()
-        while self.under_way:
-            try:
-                self._settle()
-            except stopping.Stopped:  # asked a second time
-                raise
-            except Exception:
-                continue  # the first problem is the one to tell
+                if problem is None:  # the one to tell, when candidates in progress are written
+                    problem = error
+                    for future in self.under_way:
+                        future.cancel()
         raise problem
 
     def _settle(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.random import Generator
 
 from process_gen.recipe.parts import Later, Opinion, Skip, World
+from process_gen.recipe.strokes import Stroke
 from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import Turn, draft, refinement
@@ -28,14 +29,7 @@ KINDS = {"conflict": (CONSISTENT, CONFLICTING), "alignment": (ALIGNED, MISALIGNE
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A sample.
-
-    Attributes:
-      kind: `multi_turn` or one of the constants above; quotas count by it.
-      prompt: of the trajectory.
-      turns: of the trajectory.
-      facts: metadata for statistics, JSON-like.
-    """
+    """A sample: its kind (`multi_turn` or of `KINDS`), and JSON-like facts for the statistics."""
 
     kind: str
     prompt: str
@@ -49,36 +43,45 @@ class Made:
 def multi_turn(
     world: World, prompt: str, rng: Generator, *, rewrites: float, attempts: int, most_turns: int
 ) -> Made:
-    """Subset 1: a prompt drawn step by step, with words of agreement after every step.
+    """Subset 1: a prompt drawn step by step, with words of agreement after every step. Raises Skip.
 
-    Args:
-      world: who draws.
-      prompt: what to draw.
-      rng: draws the path.
-      rewrites: share of trajectories with modify, swap or remove.
-      attempts: most images tried for a step.
-      most_turns: steps, at most.
-
-    Raises:
-      Skip: the prompt becomes no sample.
+    A share `rewrites` has a modify, swap or remove; `attempts` images of a step are tried.
     """
     strokes = world.strokes(prompt, rng, rewrites)
     _check_turns(len(strokes), most_turns)
+    turns, filtered = draw(world, prompt, strokes, attempts=attempts)
+    kinds = [list(stroke.kinds) for stroke in strokes]
+    return Made("multi_turn", prompt, tuple(turns), facts={"kinds": kinds, "filtered": filtered})
+
+
+def draw(
+    world: World,
+    prompt: str,
+    strokes: Sequence[Stroke],
+    before: np.ndarray | None = None,
+    *,
+    attempts: int = 1,
+    ends: bool = True,
+) -> tuple[list[Turn], int]:
+    """Draws steps from the image `before` on; returns the turns, and how many images were not accepted.
+
+    Of each step `attempts` images are tried. If the path `ends` there, the last one shows the whole prompt.
+    Raises Skip where none is accepted.
+    """
     turns: list[Turn] = []
     filtered = 0
     for number, stroke in enumerate(strokes, 1):
-        before = turns[-1].image if turns else None
         for attempt in range(attempts):
             image = world.paint(prompt, stroke, before, attempt)
-            opinion = world.check(prompt, stroke, before, image, number == len(strokes))
+            opinion = world.check(prompt, stroke, before, image, ends and number == len(strokes))
             if opinion.ok:
                 break
             filtered += 1
         else:
             raise Skip("no image of a step was accepted", f"step {number}: {opinion.words}")
         turns.append(draft(image, stroke.plan, opinion.words))
-    kinds = [list(stroke.kinds) for stroke in strokes]
-    return Made("multi_turn", prompt, tuple(turns), facts={"kinds": kinds, "filtered": filtered})
+        before = image
+    return turns, filtered
 
 
 # ------------------------------------------------------------- planted errors
@@ -89,16 +92,7 @@ def planted(
 ) -> Made:
     """Subsets 2 and 3 from errors that are planted: in a plan, or in a draft that does not show its plan.
 
-    Args:
-      world: who draws, and plants.
-      prompt: what to draw.
-      rng: draws the path and the error.
-      kind: conflicting (errors in plans), misaligned (errors in drafts), consistent or aligned (none).
-      imageless: probability that the first correction has no image and ends the trajectory.
-      most_turns: turns, at most.
-
-    Raises:
-      Skip: the prompt becomes no sample.
+    With probability `imageless` the first correction has no image and ends the trajectory. Raises Skip.
     """
     turns = world.planted(prompt, rng, kind in (CONFLICTING, MISALIGNED), kind in KINDS["conflict"])
     first = next((i for i, turn in enumerate(turns) if turn.refines), None)
@@ -124,10 +118,7 @@ def self_sampled(
     In `conflict` its texts are judged against the full prompt, in `alignment` its drafts against their plans.
     Without an error it is kept whole, with words of agreement, if its image is what the prompt asks for.
     Else it is cut at the first error: there follow the analysis, the corrective instruction and, except in
-    a share `imageless`, the corrected image and the steps that complete it.
-
-    Raises:
-      Skip: it becomes no sample.
+    a share `imageless`, the corrected image and the steps that complete it. Raises Skip.
     """
     (right, wrong), prompt = KINDS[subset], sampled.prompt
     steps = _drawn(sampled)

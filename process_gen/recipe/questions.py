@@ -14,19 +14,14 @@ from process_gen.recipe.graphs import SCHEMA, TEXT, object_of
 from process_gen.trajectory.markup import check_plain
 
 FLAG = {"type": "boolean"}
+_TYPES = {"string": str, "boolean": bool}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """Something to ask.
+    """Something to ask: a system message, a template with `{name}`s to fill in, and the schema of the answer.
 
-    Attributes:
-      name: in messages and schemas.
-      system: the system message.
-      template: of the text; `{name}` is filled in.
-      schema: of the answer.
-      answer_characters: characters of a typical answer, for the estimate of costs.
-      images: that are sent along, for the same estimate.
+    For the estimate of costs: the characters of a typical answer, and the images that are sent along.
     """
 
     name: str
@@ -49,15 +44,14 @@ class Question:
         """The object in an answer; None where it does not fit the schema, or its texts fit no record."""
         try:
             found = files.from_json(_without_fence(answer))
-        except ValueError:
+            for name, kind in self.schema["properties"].items():
+                value = found[name]
+                if not isinstance(value, _TYPES.get(kind["type"], object)):
+                    return None
+                if isinstance(value, str):
+                    check_plain(value, name)
+        except (ValueError, LookupError, TypeError):
             return None
-        properties = self.schema["properties"]
-        if not isinstance(found, dict) or set(properties) - set(found):
-            return None
-        for name, kind in properties.items():
-            value = found[name]
-            if kind is FLAG and not isinstance(value, bool) or kind is TEXT and not _is_plain(value):
-                return None
         return found
 
 
@@ -66,13 +60,6 @@ def _without_fence(answer: str) -> str:
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json")
     return text
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(check_plain(value, "an answer") or True)
-    except ValueError:
-        return False
 
 
 _ARTIST = "You prepare training data for a model that draws a picture in steps. Answer with JSON only."

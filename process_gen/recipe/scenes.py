@@ -106,8 +106,8 @@ class Scenes:
             shown = parse(steps[ends].image, self.level)
             if not faults.same(shown, planned[ends]):
                 shown = planned[ends]
-            fault = faults.of_plan(request, shown, rng, self.level)
-            opinions.append(self._objection(fault.mistake, fault.repaired, fault.repaired, rng))
+            mistake, repaired = faults.of_plan(request, shown, rng, self.level)
+            opinions.append(self._objection(mistake, repaired, repaired, rng))
         return opinions
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
@@ -119,7 +119,8 @@ class Scenes:
             if find_mistakes(shown, planned):
                 return self._told(shown, planned, rng, drawn)
         elif (fault := faults.of_draft(planned, drawn)) is not None:
-            return self._objection(fault.mistake, fault.repaired, fault.repaired, rng)
+            mistake, repaired = fault
+            return self._objection(mistake, repaired, repaired, rng)
         return Opinion(True, self._agreement(Scene(), planned, image, rng))
 
     def complete(self, prompt: str, image: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from process_gen.evaluation.tasks.chat_task import fill
 from process_gen.recipe import questions, strokes
 from process_gen.recipe.graphs import Graph, read_graph
+from process_gen.recipe.making import draw
 from process_gen.recipe.parts import Later, Opinion, Skip
 from process_gen.recipe.questions import Question
 from process_gen.recipe.strokes import Stroke
@@ -31,19 +32,10 @@ ANY_SIDE = 1024
 
 
 class Services:
-    """All parts (`parts.World`), by two services.
+    """All parts (`parts.World`), by a service that answers questions, also about images, and one that draws.
 
-    Args:
-      chat: answers questions, about images too.
-      images: draws and edits.
-      size: of images, as its endpoint names it: `1024x1024`.
-      steps: of a trajectory, at most.
-      pair: how often a step adds two things where one would do.
-      answer_tokens: most tokens of an answer.
-      phrase: whether the chat model puts steps into words of its own.
-
-    Raises:
-      ServiceError: an endpoint that cannot be used as asked.
+    Options are those of `config.services` (`configs/recipe/paper.py`). Raises ServiceError where an endpoint
+    cannot be used as asked.
     """
 
     author = "model"
@@ -125,41 +117,26 @@ class Services:
         if not said["missing"]:
             return []
         stroke = Stroke(Plan(said["instruction"], said["description"]), ("add",))
-        return [self._turn(prompt, stroke, image, True)]
+        return draw(self, prompt, [stroke], image)[0]
 
     # ----------------------------------------------------------------- planted
 
     def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
         graph = self.graph(prompt)
         if not wrong:
-            return self._turns(prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair), None)
+            return draw(self, prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair))[0]
         planted = strokes.plant(rng, graph, self._steps, self._pair)
         if planted is None:
             raise Skip("no way to plant an error")
-        turns = self._turns(prompt, planted.before, None)
-        image = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False).image
+        turns, _ = draw(self, prompt, (*planted.before, planted.wrong), ends=False)
+        image = turns.pop().image
         plan, words = planted.wrong.plan, planted.analysis  # the image carries out the wrong plan
         if not in_plan:
             plan, words = planted.right.plan, planted.shown
         turns.append(draft(image, plan, words, image_ok=False))
         corrected = self.correct(prompt, Opinion(False, words, planted.correction), image)
         turns.append(refinement(corrected, planted.correction))
-        return turns + self._turns(prompt, planted.rest, corrected)
-
-    def _turns(self, prompt: str, path: Sequence[Stroke], before: np.ndarray | None) -> list[Turn]:
-        turns: list[Turn] = []
-        for number, stroke in enumerate(path, 1):
-            turns.append(self._turn(prompt, stroke, before, number == len(path)))
-            before = turns[-1].image
-        return turns
-
-    def _turn(self, prompt: str, stroke: Stroke, before: np.ndarray | None, last: bool) -> Turn:
-        """Draws one step. Raises Skip where its image is not accepted."""
-        image = self.paint(prompt, stroke, before, 0)
-        opinion = self.check(prompt, stroke, before, image, last)
-        if not opinion.ok:
-            raise Skip("no image of a step was accepted", opinion.words)
-        return draft(image, stroke.plan, opinion.words)
+        return turns + draw(self, prompt, planted.rest, corrected)[0]
 
     # --------------------------------------------------------------------- ask
 
@@ -222,10 +199,7 @@ class Services:
     def estimates(self, work: str, samples: int, characters: float) -> dict[str, Estimate]:
         """What some samples will take, by service.
 
-        Args:
-          work: `multi_turn`, `conflict` (self-sampled), `alignment` or `symbolic`.
-          samples: how many.
-          characters: of a prompt, on average.
+        `work` is `multi_turn`, `conflict` (self-sampled), `alignment` or `symbolic`.
         """
         q, steps = questions, PAPER_STEPS
         planted = {q.GRAPH: 1.0, q.CHECK: steps + 1}

@@ -23,12 +23,10 @@ PHASES = ("phase_1", "phase_2")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command.
+    """One command, a module below `process_gen` with its flags.
 
     Attributes:
       name: also of the file in `WORKDIR/stages` that marks it as done.
-      command: the module below `process_gen`.
-      flags: of the command.
       everyone: whether all hosts run it together; else the first one does, and the others wait.
       key: a hash of all that it depends on, earlier stages included; a stage whose key changed runs again.
     """
@@ -42,10 +40,6 @@ class Stage:
 
 def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     """Writes the configs of the recipe and of both phases, and the list of stages, which it returns.
-
-    Args:
-      config: of the recipe.
-      workdir: of the recipe.
 
     Raises:
       RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples.

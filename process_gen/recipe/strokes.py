@@ -71,14 +71,10 @@ def _added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
 
 
 def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: float) -> list[Stroke]:
-    """The steps that draw a graph.
+    """The steps that draw a graph, at most `most` (at least 2).
 
-    Args:
-      rng: draws the path.
-      graph: the final scene.
-      most: steps, at most (at least 2).
-      rewrites: the share of trajectories with a rewrite, where the graph allows one.
-      pair: how often a step adds two things where one would do.
+    A share `rewrites` has a rewrite, where the graph allows one; `pair` is how often a step adds two things
+    where one would do.
     """
     rewrite = rng.random() < rewrites and _options(graph)
     kind, first, words = _rewritten(rng, graph) if rewrite else ("add", graph, "")
@@ -94,15 +90,9 @@ def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: flo
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """A path with one step that is wrong, and what puts it right.
+    """A path with one step that is wrong, and the instruction that puts it right.
 
-    Attributes:
-      before: the steps until then.
-      wrong, right: the step as it goes wrong, and as it should have been.
-      analysis: what contradicts the prompt.
-      shown: what the picture shows otherwise than the right step says.
-      correction: the instruction that puts it right.
-      rest: the steps after that.
+    `analysis` says what contradicts the prompt, `shown` how the picture differs from the right step.
     """
 
     before: tuple[Stroke, ...]
@@ -117,14 +107,7 @@ class Planted:
 def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | None:
     """A conflict made from the graph alone: another attribute, a relation reversed, or a thing too many.
 
-    Args:
-      rng: draws the path and the conflict.
-      graph: the final scene.
-      most: steps, at most; the correction does not count.
-      pair: how often a step adds two things where one would do.
-
-    Returns:
-      None where the graph allows no conflict.
+    None where the graph allows none. `most` and `pair` are as for `schedule`; the correction does not count.
     """
     if not _options(graph):
         return None

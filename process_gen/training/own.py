@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import Size, size_of
@@ -75,13 +74,11 @@ class OwnStates:
         self,
         config: ConfigDict,
         programs: Mapping[Size, TrainProgram],
-        mesh: Mesh,
         rows: Sequence[int],
         drawings: Mapping[Size, Any] | None = None,
     ):
-        self._own, self._seed, self._batch_size = config.train.own, config.seed, config.train.batch_size
-        self._programs, self._mesh, self._rows = programs, mesh, rows
-        self._draw = dict(drawings or drawings_of(config, programs, mesh))
+        self._own, self._seed, self._programs, self._rows = config.train.own, config.seed, programs, rows
+        self._draw = dict(drawings or drawings_of(config, programs))
         self._score = {size: program.losses for size, program in programs.items()}
         self._kept: collections.OrderedDict[bytes, Arrays] = collections.OrderedDict()
         self._fed: collections.Counter[Size] = collections.Counter()
@@ -110,10 +107,15 @@ class OwnStates:
           state: before the step.
           batch: fields of a `Batch`, the rows of this host.
         """
-        places = [*_places(batch)]
-        rows = self._placed(self._shown(batch, places)[0])
-        found = self._draw[size_of(batch["image"])](state.params, state.autoencoder, rows, self._key(step))
-        self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
+        places, size = [*_places(batch)], size_of(batch["image"])
+        rows = self._programs[size].placed(self._shown(batch, places, _right(batch))[0])
+        found = self._draw[size](state.params, state.autoencoder, rows, self._key(step))
+        drawn = {name: sharding.held_rows(x) for name, x in found.items()}
+        for row, slots, name in places:
+            self._kept[name] = {field: x[row, slots] for field, x in drawn.items()}
+            self._kept.move_to_end(name)
+        while len(self._kept) > self._own.keep:
+            self._kept.popitem(last=False)
 
     def fed(self, step: int, batch: Arrays) -> Arrays:
         """The batch to train on at a step: with `shown` and `unjudged`, and cached images for a share."""
@@ -130,36 +132,19 @@ class OwnStates:
     def _key(self, step: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
 
-    def _placed(self, batch: Arrays) -> Batch:
-        return sharding.shard_batch(Batch(**batch), self._mesh, self._batch_size)
+    def _shown(self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray) -> tuple[Arrays, int]:
+        """Puts cached images into the context in place of those `chosen`, [B, S] bool, that are right.
 
-    def _keep(self, places: Sequence[_Place], drawn: Arrays) -> None:
-        """Caches what was drawn, and removes what was drawn longest ago."""
-        for row, slots, name in places:
-            self._kept[name] = {field: x[row, slots] for field, x in drawn.items()}
-            self._kept.move_to_end(name)
-        while len(self._kept) > self._own.keep:
-            self._kept.popitem(last=False)
-
-    def _shown(
-        self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray | None = None
-    ) -> tuple[Arrays, int]:
-        """Puts cached images into the context: those `chosen` [B, S] bool, or by default all right ones.
-
-        By default, inspections of images that stay the teacher's keep their labels. Returns the batch with
-        `shown` and `unjudged`, and how many images were replaced.
+        Returns the batch with `shown` and `unjudged`, and how many images were replaced.
         """
-        replaced = 0
-        right = batch["has_image"] & (batch["target"] == 0)
+        right, replaced = _right(batch), 0
         shown = {"shown": batch["image"].copy(), "unjudged": np.zeros_like(right)}
         if "image_latents" in batch:
             shown["shown_latents"] = batch["image_latents"].copy()
         for row, slots, name in places:
             if (kept := self._kept.get(name)) is None:
                 continue
-            some = (
-                right[row, slots] if chosen is None else chosen[row, slots] & batch["has_image"][row, slots]
-            )
+            some = chosen[row, slots] & batch["has_image"][row, slots]
             shown["unjudged"][row, slots] = some
             some &= right[row, slots]
             for field, images in kept.items():
@@ -175,14 +160,15 @@ class OwnStates:
           that have a label in both contexts; losses without any are left out. `context_own/share`: of this
           host's images since the last measurement, the share that was replaced; left out at the first.
         """
-        own, _ = self._shown(batch, [*_places(batch)])
+        own, _ = self._shown(batch, [*_places(batch)], _right(batch))
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
         size, found = size_of(batch["image"]), {}
-        table, score = self._programs[size].recipe.losses, self._score[size]
+        program, score = self._programs[size], self._score[size]
+        table = program.recipe.losses
         for context, arrays in (("teacher", own | given), ("own", own)):
-            scored = score(state.params, state.given, self._placed(arrays), self._key(step))
+            scored = score(state.params, state.given, program.placed(arrays), self._key(step))
             sums, counts = jax.device_get(scored)
             counted = [row for row in table.rows if counts[row.name] > 0]
             names = {f"loss/{row.name}" for row in counted} | {f"stage/{row.stage}" for row in counted}
@@ -193,6 +179,11 @@ class OwnStates:
             self._replaced, self._seen = 0, 0
         _tell(step, found)
         return found
+
+
+def _right(batch: Arrays) -> np.ndarray:
+    """[B, S] bool: the images that are as they should be."""
+    return batch["has_image"] & (batch["target"] == 0)
 
 
 def _tell(step: int, found: Mapping[str, float]) -> None:
@@ -210,17 +201,17 @@ def _turn_bytes(spec: Batch) -> int:
     return sum(math.prod(x.shape[2:]) * x.dtype.itemsize for x in kept)
 
 
-def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh) -> dict[Size, Any]:
+def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram]) -> dict[Size, Any]:
     """Makes the functions that draw the images of a batch, by image size.
 
     Jitted: (parameters, autoencoder, batch, key) -> `shown` [B, S, H, W, 3] and, of a batch with latents,
     `shown_latents`: the model's images of all turns. They draw one micro-batch at a time.
     """
     flow = (config.sampling.flow_steps, config.sampling.time_shift)
-    return {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
+    return {size: _drawing(program, *flow) for size, program in programs.items()}
 
 
-def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: float) -> Any:
+def _drawing(program: TrainProgram, flow_steps: int, time_shift: float) -> Any:
     recipe, encoded = program.recipe, program.spec.shown_latents is not None
     model, order = recipe.model, recipe.options.order
 
@@ -245,8 +236,8 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
         # [parts, B / parts, ...] to [B, ...], rows in their order: the inverse of `micro_batches`.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
-    placed = partition.on_mesh(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
-    return jax.jit(placed, out_shardings=sharding.batch_sharding(mesh))
+    placed = partition.on_mesh(program.mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
+    return jax.jit(placed, out_shardings=sharding.batch_sharding(program.mesh))
 
 
 _OF_TURNS = ("before_tokens", "after_tokens", "image", "image_latents")

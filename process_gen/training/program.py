@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,10 @@ class TrainProgram:
     def shardings(self) -> Any:
         """A `NamedSharding` for every array of the state."""
         return jax.tree.map(lambda x: x.sharding, self.abstract[0])
+
+    def placed(self, rows: Mapping[str, Any]) -> Batch:
+        """The global batch on the mesh, from this host's rows, fields of a `Batch`."""
+        return sharding.shard_batch(Batch(**rows), self.mesh, self.spec.present.shape[0])
 
     def compiled(self) -> Any:
         """`step`, compiled now; it takes what `abstract` describes."""

@@ -188,8 +188,8 @@ def test_something_unclear_in_a_cell_is_drawn_anew():
     planned = scene("red circle a1", "blue square b1")
     image = render(planned, LEVEL)
     image[1:7, 9:15] = np.random.default_rng(0).integers(0, 255, (6, 6, 3))
-    fault = faults.of_draft(planned, parse(image, LEVEL))
-    assert fault.mistake.kind == "missing" and len(fault.repaired) == 2
+    mistake, repaired = faults.of_draft(planned, parse(image, LEVEL))
+    assert mistake.kind == "missing" and len(repaired) == 2
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_something_unclear_in_a_cell_is_drawn_anew():
     ],
 )
 def test_the_smallest_change_that_lets_a_prompt_come_true(prompt, shown, kind):
-    fault = faults.of_plan(read_request(prompt), scene(*shown), rng(), LEVEL)
-    assert fault.mistake.kind == kind
+    mistake, _ = faults.of_plan(read_request(prompt), scene(*shown), rng(), LEVEL)
+    assert mistake.kind == kind
     with pytest.raises(Skip):  # no one of the two has room to move past the other
         of_two = scene("red circle d2", "blue square a2")
         faults.of_plan(read_request("a red circle left of a blue square"), of_two, rng(), LEVEL)

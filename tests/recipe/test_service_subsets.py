@@ -321,6 +321,20 @@ def test_a_models_own_steps_are_judged_and_corrected(config, tmp_path):
         assert made.kind == making.MISALIGNED and made.turns[1].after == "it shows a cow"
 
 
+def test_only_the_last_step_of_a_planted_trajectory_must_show_the_whole_prompt(config, tmp_path):
+    whole = []
+    with services() as served:
+        world = building.make_world(at(served, config), tmp_path)
+        for seed in range(8):
+            served.requests.clear()
+            world.planted(f"a dog, number {seed}", np.random.default_rng(seed), True, False)
+            checks = [asked.prompt for asked in served.requests if asked.kind == "step_check"]
+            *early, last = ["should show the whole prompt" in text for text in checks]
+            assert not any(early)
+            whole.append(last)
+    assert any(whole)
+
+
 def test_a_correction_without_words_makes_no_sample(config, tmp_path):
     empty = {"consistent": False, "analysis": "wrong", "correction": " "}
     with services(lambda number, asked: empty) as served:
