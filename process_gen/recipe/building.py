@@ -133,8 +133,8 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
             provenance["licence"] = config.licence
         growing = SampleFolder(folder, settings_of(subset, config), provenance)
         with contextlib.closing(growing):
-            keys = making.KINDS.get(subset, ("samples",))
-            wanted = {subset if key == "samples" else key: config[subset][key] for key in keys}
+            own = config[subset]
+            wanted = {kind: own[kind] for kind in making.KINDS.get(subset, ())} or {subset: own.samples}
             if config.world == "services":
                 prompts = FilePrompts(config.prompts)
                 check_prompts(growing, prompts)

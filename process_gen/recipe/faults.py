@@ -46,7 +46,7 @@ def same(scene: Scene, other: Scene) -> bool:
 
 
 def changed(before: Scene, after: Scene) -> tuple[str, ...]:
-    """The kinds of changes between two scenes, of `strokes.KINDS`."""
+    """The kinds of changes between two scenes, as in a `Stroke`."""
     lost, new = lacking(before, after), lacking(after, before)
     kinds: list[str] = []
     moved = [t for t in lost if any((t.shape, t.colour) == (o.shape, o.colour) for o in new)]

@@ -99,10 +99,17 @@ CHECK = Question(
     "before. Prompt of the whole picture: {prompt}\n"
     "Instruction of the step: {instruction}\n"
     "The picture should show afterwards: {description}\n"
-    "{last}Say whether the last image carries out the instruction, shows the description, and changes "
+    "Say whether the last image carries out the instruction, shows the description, and changes "
     "nothing else; and in one sentence why.",
     object_of(ok=FLAG, reason=TEXT),
     images=2,
+)
+
+LAST_CHECK = dataclasses.replace(
+    CHECK,
+    template=CHECK.template.replace(
+        "Say whether", "It is the last step, so the image should show the whole prompt. Say whether"
+    ),
 )
 
 PLANS = Question(

@@ -82,9 +82,9 @@ class Services:
     def check(
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
-        end = "It is the last step, so the image should show the whole prompt. " if last else ""
+        question = questions.LAST_CHECK if last else questions.CHECK
         shown = [image] if before is None else [before, image]
-        said = self._ask(questions.CHECK, prompt, dataclasses.asdict(stroke.plan), shown, raw={"last": end})
+        said = self._ask(question, prompt, dataclasses.asdict(stroke.plan), shown)
         return Opinion(said["ok"], said["reason"])
 
     # ------------------------------------------------------- subsets 2 and 3
@@ -146,13 +146,11 @@ class Services:
         prompt: str,
         told: dict[str, Any],
         images: Sequence[np.ndarray] = (),
-        *,
         read: Callable[[str], Any] | None = None,
-        raw: dict[str, str] | None = None,
     ) -> Any:
-        """Asks the chat model; `told` goes into the question as JSON, `raw` as it is. Raises Skip, Later."""
+        """Asks the chat model; prompt and `told` go into the question as JSON. Raises Skip, Later."""
+        told = {"prompt": prompt, **told}
         values = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items()}
-        values |= {"prompt": json.dumps(prompt, ensure_ascii=False)} | (raw or {})
         text, what = fill(question.template, values), f"{question.name} of {prompt[:60]!r}"
         fields = without_none({**question.fields(self._answer_tokens), **self._extra})
         problems: list[str] = []

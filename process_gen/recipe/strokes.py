@@ -23,8 +23,6 @@ from process_gen.recipe.graphs import OPPOSITES, Graph, Relation, Thing, contrad
 from process_gen.trajectory.markup import Plan
 
 Kind = Literal["add", "modify", "swap", "remove"]
-KINDS: tuple[Kind, ...] = ("add", "modify", "swap", "remove")
-REWRITES = KINDS[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +31,12 @@ class Stroke:
 
     Attributes:
       plan: in words.
-      kinds: of its changes, of `KINDS`.
+      kinds: of its changes.
       state: the scene as it should stand afterwards: a `Graph`, in the scenes world a `scenes.Taught`.
     """
 
     plan: Plan
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     state: Any = None
 
 
