@@ -13,13 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import size_of
-from process_gen.distributed import offload, sharding
+from process_gen.distributed import offload
 from process_gen.experiment import builders
 from process_gen.lab.setting import Setting
 from process_gen.losses.anatomy import HEADERS, Anatomy, Place, anatomy, lines
 from process_gen.losses.rows import Row
 from process_gen.losses.stock import DECISIONS
-from process_gen.models import partition
 from process_gen.models.autoencoder import random_weights
 from process_gen.reports.images import data_url
 from process_gen.reports.table import table
@@ -146,13 +145,12 @@ def _counted(
         given = Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
         return of(None, given, batch)
 
-    over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
     if state is None:
         networks = scoring.init_networks(losses.networks, {}, key)
-        found = jax.jit(over(weights_of))(networks, batch)
+        found = program.jit(weights_of)(networks, batch)
     else:
         state = setting.with_networks(state)
-        found = jax.jit(over(of))(offload.on_devices(state.average), state.given, batch)
+        found = program.jit(of)(offload.on_devices(state.average), state.given, batch)
     counted: dict[Place, dict[str, tuple[float, float]]] = {}
     for one, arrays in zip(losses.rows, jax.device_get(found), strict=True):
         values, weights = (np.asarray(x[row], np.float32) for x in arrays)

@@ -41,7 +41,7 @@ from ml_collections import ConfigDict
 from process_gen.data.buckets import Size, size_of
 from process_gen.distributed import sharding
 from process_gen.losses.registry import STAGES
-from process_gen.models import autoencoder, partition
+from process_gen.models import autoencoder
 from process_gen.sampling.packed import draw_rows
 from process_gen.training import scoring
 from process_gen.training.program import TrainProgram
@@ -236,8 +236,7 @@ def _drawing(program: TrainProgram, flow_steps: int, time_shift: float) -> Any:
         # [parts, B / parts, ...] to [B, ...], rows in their order: the inverse of `micro_batches`.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
-    placed = partition.on_mesh(program.mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
-    return jax.jit(placed, out_shardings=sharding.batch_sharding(program.mesh))
+    return program.jit(draw_in_parts, out_shardings=sharding.batch_sharding(program.mesh))
 
 
 _OF_TURNS = ("before_tokens", "after_tokens", "image", "image_latents")

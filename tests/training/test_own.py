@@ -18,6 +18,7 @@ from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.training.own import OwnStates, _drawing
+from process_gen.training.program import TrainProgram
 from process_gen.trajectory.batch import Batch
 from tests.models.tiny import FLUX, IDS, make_batch
 from tests.models.tiny import layout as tiny_layout
@@ -168,7 +169,7 @@ def test_latents_are_those_of_the_pixels_that_were_drawn():
     model, key = UnifiedModel(config, layout, IDS), jax.random.key(0)
     recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS, accumulate=1)
     spec = Batch.spec(layout, 2, latents=True, shown=True)
-    program = types.SimpleNamespace(recipe=recipe, mesh=make_mesh(), spec=spec)
+    program = TrainProgram(recipe, make_mesh(), spec)
     frozen, batch = autoencoder.random_weights(config, key), make_batch(2, seed=2, copies=1)
     latents = jnp.zeros((2, 5, 4, 16), jnp.float16)
     batch = batch.replace(image_latents=latents, shown=batch.image, shown_latents=latents + 1)
