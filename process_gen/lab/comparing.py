@@ -44,7 +44,6 @@ class Difference:
     """The difference of a metric between an arm and the first arm at the last step, paired by seed.
 
     Attributes:
-      arm, metric: names of the two.
       base, value: means over seeds, of the first arm and of this one.
       mean: mean over seeds of value - base.
       low, high: 95% interval of `mean` by Student's t over seeds; infinite with one seed.

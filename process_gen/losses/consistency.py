@@ -116,10 +116,8 @@ def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn leaves as they were.
 
     Compares the image that the flow target shows with the one before the turn. False where the context holds
-    no such image (none, or one of the model's own), and where it is blank (of one grey).
-
-    Raises:
-      LossError: a threshold that is no number of at least 0.
+    no such image (none, or one of the model's own), and where it is blank (of one grey). Raises LossError for
+    a threshold that is no number of at least 0.
     """
     same, before, _ = _same(batch, tokens, threshold)
     return same & (before.max(-1) > before.min(-1)) & _image_before(batch)[1][:, :, None]
@@ -129,10 +127,7 @@ def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn changes.
 
     Without an image before it, those that are not blank (of one grey) in the target. The image before is the
-    teacher's, also where the model was shown one of its own.
-
-    Raises:
-      LossError: a threshold that is no number of at least 0.
+    teacher's, also where the model was shown one of its own. Raises LossError as `unchanged` does.
     """
     same, _, target = _same(batch, tokens, threshold)
     drawn = target.max(-1) > target.min(-1)

@@ -227,11 +227,8 @@ def flow_mse(
 ) -> Term:
     """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE).
 
-    `timesteps` names a function of t in `TIMESTEPS` that the values are multiplied by; the mean
-    is still over tokens.
-
-    Raises:
-      LossError: there is no such function.
+    `timesteps` names a function of t in `TIMESTEPS` that the values are multiplied by (else LossError); the
+    mean is still over tokens.
     """
     del labels, key
     values = jnp.mean(jnp.square(outputs.velocity - outputs.target), axis=-1)

@@ -30,7 +30,7 @@ import collections
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,21 +53,15 @@ _DRAWN, _CHOSEN = 1, 2
 """Random streams, for drawing images and for choosing them; combined with the seed and the step."""
 
 
-class _Place(NamedTuple):
-    """Where a trajectory is in a batch: its row and its turn slots; and the hash of its content."""
-
-    row: int
-    slots: np.ndarray
-    name: bytes
+_Place = tuple[int, np.ndarray, bytes]
+"""Where a trajectory is in a batch: its row and its turn slots; and the hash of its content."""
 
 
 class OwnStates:
     """Draws and caches images of the model's own, and puts them into batches.
 
-    Args:
-      programs: by image size.
-      rows: indices in the global batch of the rows that this host loads.
-      drawings: from `drawings_of`; made here by default.
+    `rows` are the indices in the global batch of the rows that this host loads; `drawings` are those of
+    `drawings_of`, made here by default.
     """
 
     def __init__(
@@ -100,13 +94,7 @@ class OwnStates:
         return self._fed[size_of(batch["image"])] % self._own.every == 0
 
     def draw(self, step: int, state: TrainState, batch: Arrays) -> None:
-        """Draws the images of a batch into the cache; all hosts call this.
-
-        Args:
-          step: that the batch is for, counted from 1.
-          state: before the step.
-          batch: fields of a `Batch`, the rows of this host.
-        """
+        """Draws the images of the batch of a step, this host's rows, into the cache; all hosts call this."""
         places, size = [*_places(batch)], size_of(batch["image"])
         rows = self._programs[size].placed(self._shown(batch, places, _right(batch))[0])
         found = self._draw[size](state.params, state.autoencoder, rows, self._key(step))
@@ -255,4 +243,4 @@ def _places(batch: Arrays) -> Iterator[_Place]:
                     for field in fields:
                         if field in batch:
                             name.update(np.ascontiguousarray(batch[field][row, at]))
-                yield _Place(row, slots, name.digest())
+                yield row, slots, name.digest()
