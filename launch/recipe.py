@@ -19,6 +19,7 @@ launch/restart.sh does), 2 if a flag or the config is wrong.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -48,11 +49,10 @@ def is_first() -> bool:
 
 def workdir_of(arguments: list[str]) -> pathlib.Path | None:
     """The absolute folder that `--workdir` names; None without the flag."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name == "workdir":
-            return pathlib.Path(os.path.expanduser(value if equals else following)).absolute()
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", "-workdir")
+    workdir = parser.parse_known_args(arguments)[0].workdir
+    return pathlib.Path(os.path.expanduser(workdir)).absolute() if workdir else None
 
 
 def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
@@ -63,32 +63,8 @@ def command(platform: str, everyone: bool, flags: list[str]) -> list[str]:
     return [str(HERE / "run.sh"), platform, *flags]
 
 
-class Told:
-    """Collects SIGTERM and SIGINT inside its `with` block and sends them on to the processes in `running`."""
-
-    def __init__(self):
-        self.signals: list[int] = []
-        self.running: list[subprocess.Popen] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.signals)
-
-    def __enter__(self) -> Told:
-        self._before = {one: signal.signal(one, self._hear) for one in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: object) -> None:
-        self.signals.append(number)
-        for process in self.running:
-            process.send_signal(number)
-
-
-def run(words: list[str], module: str, alone: bool, told: Told) -> int:
-    """Runs a stage and passes signals on to it.
+def run(words: list[str], module: str, alone: bool, told: list[int]) -> int:
+    """Runs a stage and passes the signals in `told` on to it, to which handlers append meanwhile.
 
     Returns:
       Its exit code; 75 if this script was told to stop and a signal ended it, 128 plus the signal otherwise.
@@ -100,11 +76,13 @@ def run(words: list[str], module: str, alone: bool, told: Told) -> int:
         of_a_launcher = ("JAX_COORD", "JAX_NUM_PROC", "JAX_PROCESS_ID", "SLURM_", "OMPI_", "PMI")
         env = {name: value for name, value in env.items() if not name.startswith(of_a_launcher)}
     process = subprocess.Popen(words, env=env, start_new_session=True)
-    told.running.append(process)
-    for number in told.signals:  # those that came before it was in `running`
-        process.send_signal(number)
-    code = process.wait()
-    told.running.remove(process)
+    passed_on = 0
+    while (code := process.poll()) is None:
+        new = told[passed_on:]
+        for number in new:
+            process.send_signal(number)
+        passed_on += len(new)
+        time.sleep(0.1)
     return STOPPED if told and code < 0 else 128 - code if code < 0 else code
 
 
@@ -121,12 +99,11 @@ def is_done(folder: pathlib.Path, stage: dict) -> bool:
         return False
 
 
-def mark(folder: pathlib.Path, stage: dict, seconds: float) -> None:
-    """Marks a stage as done, atomically."""
-    path = mark_of(folder, stage)
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a mark or a note atomically."""
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({**stage, "seconds": round(seconds, 1)}, indent=1) + "\n")
+    draft.write_text(text + "\n")
     draft.replace(path)
 
 
@@ -139,16 +116,7 @@ def failures(folder: pathlib.Path) -> dict[pathlib.Path, int]:
     return found
 
 
-def note_failure(folder: pathlib.Path, stage: dict, code: int) -> None:
-    """Writes the exit code of a failed stage for the hosts that wait for it."""
-    path = mark_of(folder, stage).with_suffix(".ended")
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(f"{code}\n")
-    draft.replace(path)
-
-
-def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], told: Told) -> int:
+def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], told: list[int]) -> int:
     """Waits until the first host has done a stage.
 
     `known` are the failure notes that this host found at its start. They may be of an earlier run, since the
@@ -169,13 +137,10 @@ def wait_for(folder: pathlib.Path, stage: dict, known: dict[pathlib.Path, int], 
 
 
 def main(platform: str, arguments: list[str]) -> int:
-    """Runs the stages that are not done; handles signals to stop. Returns the exit code."""
-    with Told() as told:
-        return run_stages(platform, arguments, told)
-
-
-def run_stages(platform: str, arguments: list[str], told: Told) -> int:
-    """Runs the stages that are not done, until one fails or `told` is set. Returns the exit code."""
+    """Runs the stages that are not done, until one fails or a signal says to stop. Returns the exit code."""
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: told.append(number))
     folder = workdir_of(arguments)
     if folder is None:
         say("--workdir=FOLDER is required")
@@ -200,11 +165,12 @@ def run_stages(platform: str, arguments: list[str], told: Told) -> int:
             code = run(words, stage["command"], not stage["everyone"], told)
             if code:
                 say(f"{name}: ended with exit code {code}")
-                if is_first():
-                    note_failure(folder, stage, code)
+                if is_first():  # a note for the hosts that wait
+                    write(mark_of(folder, stage).with_suffix(".ended"), f"{code}")
                 return code
         if is_first():
-            mark(folder, stage, time.monotonic() - began)
+            done = {**stage, "seconds": round(time.monotonic() - began, 1)}
+            write(mark_of(folder, stage), json.dumps(done, indent=1))
         else:
             say(f"{name}: waits for the first host")
             if code := wait_for(folder, stage, known, told):

@@ -68,8 +68,7 @@ from process_gen.training.resume import check_same_run
 from process_gen.training.runlog import RunLog
 from process_gen.training.step import TrainState
 from process_gen.training.trained import log_overview
-from process_gen.training.validation import Validation
-from process_gen.trajectory.batch import Batch
+from process_gen.training.validation import validation_losses
 from process_gen.weights import ahead
 from process_gen.weights.restore import sampler_placement
 from process_gen.weights.start import start_from
@@ -166,13 +165,16 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
         evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
         profiler = Profiler(workdir, c.profile, c.log_every)
         guard = nonfinite.NonFiniteGuard(folder, c.max_nonfinite)
-        validation = held_out and Validation(held_out, programs, mesh, config.eval.loss_batches, c.batch_size)
-        own = OwnStates(config, programs, mesh, rows) if c.own.share else None
+        own = OwnStates(config, programs, rows) if c.own.share else None
         hosts.barrier("the first step")
 
         # --------------------------------------------------------------- loop
         pending: tuple[int, Any, float] | None = None
         last_batch = None
+
+        def validate(step: int) -> None:
+            losses = validation_losses(state, held_out, programs, config.eval.loss_batches)
+            run.writer.write_scalars(step, losses)
 
         def log_pending() -> None:
             """Logs the pending step (metrics are read one step late); too many bad steps end the run."""
@@ -189,8 +191,8 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             logging.info("compiling the train step")
         if own and first < c.steps:
             own.compile()
-        if validation and first < c.steps:  # a first point of the curve, and whether it fits
-            run.writer.write_scalars(first, validation.scalars(state))
+        if held_out and first < c.steps:  # a first point of the curve, and whether it fits
+            validate(first)
         for step in range(first + 1, c.steps + 1):
             profiler.before(step - first)
             started = time.perf_counter()
@@ -206,8 +208,8 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                         own.draw(step, state, host_batch)
                         own_losses = own.measure(step, state, host_batch)
                 host_batch = own.fed(step, host_batch)
-            batch = sharding.shard_batch(Batch(**host_batch), mesh, c.batch_size)
-            state, metrics = steps[size_of(host_batch["image"])](state, batch)
+            size = size_of(host_batch["image"])
+            state, metrics = steps[size](state, programs[size].placed(host_batch))
             log_pending()
             if own_losses:
                 run.writer.write_scalars(step, own_losses)
@@ -218,11 +220,11 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
                 run.meter.restart()
                 ledger.enter("steps")
             store.poll()
-            if validation and (step % config.eval.losses_every == 0 or step == c.steps):
+            if held_out and (step % config.eval.losses_every == 0 or step == c.steps):
                 log_pending()  # this step, before its validation losses
                 pending = None
                 with ledger.spending("evaluation"):
-                    run.writer.write_scalars(step, validation.scalars(state))
+                    validate(step)
                 run.meter.restart()
             score = None
             if evaluation.due(step):

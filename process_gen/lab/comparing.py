@@ -32,7 +32,7 @@ from process_gen.reports import plots
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.training.step import TrainState
-from process_gen.training.validation import Validation
+from process_gen.training.validation import validation_losses
 from process_gen.weights.restore import sampler_placement
 
 Points = list[tuple[int, float]]
@@ -44,7 +44,6 @@ class Difference:
     """The difference of a metric between an arm and the first arm at the last step, paired by seed.
 
     Attributes:
-      arm, metric: names of the two.
       base, value: means over seeds, of the first arm and of this one.
       mean: mean over seeds of value - base.
       low, high: 95% interval of `mean` by Student's t over seeds; infinite with one seed.
@@ -58,7 +57,15 @@ class Difference:
     mean: float
     low: float
     high: float
-    alike: bool = True
+    alike: bool
+
+    @classmethod
+    def of(cls, arm: str, metric: str, before: np.ndarray, after: np.ndarray, alike: bool) -> Difference:
+        """From the values of the first arm and of this one, [seeds] each."""
+        gaps, n = after - before, len(before)
+        half = math.inf if n < 2 else special.stdtrit(n - 1, 0.975) * gaps.std(ddof=1) / math.sqrt(n)
+        base, value, mean = (float(x.mean()) for x in (before, after, gaps))
+        return cls(arm, metric, base, value, mean, mean - half, mean + half, alike)
 
     @property
     def sure(self) -> bool:
@@ -97,16 +104,15 @@ class Comparison:
     def differences(self) -> list[Difference]:
         """Every other arm against the first: validation losses and score, of seeds with equal last steps."""
         first, *others = self.curves
-        return [
-            dataclasses.replace(
-                _difference(arm, metric, self.curves[first][metric], self.curves[arm][metric]),
-                alike=arm not in self.apart or metric == "score",
-            )
-            for arm in others
-            for metric in self.curves[first]
-            if not metric.startswith("train/")
-            and _seeds(self.curves[first][metric], self.curves[arm].get(metric, {}))
-        ]
+        found = []
+        for arm, (metric, base) in itertools.product(others, self.curves[first].items()):
+            mine = self.curves[arm].get(metric, {})
+            seeds = [seed for seed in base if seed in mine and mine[seed][-1][0] == base[seed][-1][0]]
+            if seeds and not metric.startswith("train/"):
+                before, after = (np.array([curve[s][-1][1] for s in seeds]) for curve in (base, mine))
+                alike = arm not in self.apart or metric == "score"
+                found.append(Difference.of(arm, metric, before, after, alike))
+        return found
 
     def __str__(self) -> str:
         first = next(iter(self.curves))
@@ -213,9 +219,6 @@ def _trained(
     """Trains one arm with one seed; yields (step, metric values by name) as they are measured."""
     state, config = setting.state(seed), setting.config
     held_out = setting.held_out()
-    validation = held_out and Validation(
-        held_out, setting.programs, setting.mesh, config.eval.loss_batches, config.train.batch_size
-    )
     due = {round(steps * (i + 1) / evaluations) for i in range(evaluations)}
     batches, pending, own = setting.batches(seed), None, setting.own_states(seed)
     for step, host in enumerate(itertools.islice(batches, steps), 1):
@@ -228,8 +231,8 @@ def _trained(
         if pending:  # metrics are read one step late
             yield _trained_losses(*pending)
         pending = step, metrics
-        if step in due and validation:
-            values = validation.scalars(state)
+        if step in due and held_out:
+            values = validation_losses(state, held_out, setting.programs, config.eval.loss_batches)
             yield step, {f"held out/{n.removeprefix('validation/')}": x for n, x in values.items()}
     batches.close()
     yield _trained_losses(*pending)
@@ -285,20 +288,6 @@ def _measuring(
     return config.lock(), names
 
 
-def _seeds(base: Mapping[int, Points], mine: Mapping[int, Points]) -> list[int]:
-    """The seeds with which both were measured up to the same step."""
-    return [seed for seed in base if seed in mine and mine[seed][-1][0] == base[seed][-1][0]]
-
-
-def _difference(arm: str, metric: str, base: Mapping[int, Points], mine: Mapping[int, Points]) -> Difference:
-    seeds = _seeds(base, mine)
-    before, after = (np.array([curve[s][-1][1] for s in seeds]) for curve in (base, mine))
-    gaps, n = after - before, len(seeds)
-    half = math.inf if n < 2 else special.stdtrit(n - 1, 0.975) * gaps.std(ddof=1) / math.sqrt(n)
-    mean = float(gaps.mean())
-    return Difference(arm, metric, float(before.mean()), float(after.mean()), mean, mean - half, mean + half)
-
-
 def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> float:
     """The score of the scenes benchmark, of the averaged parameters: a mean over groups of prompts."""
     config = setting.config
@@ -318,29 +307,32 @@ def _score(setting: Setting, state: TrainState, per_group: int, seed: int) -> fl
 
 # ------------------------------------------------------------------------ notes
 
-_LAST: dict[str, tuple[str, dict[str, str]]] = {}
-"""The arms of the last call, by name: config as JSON without losses; JSON and source code of each row."""
+_LAST: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+"""The arms of the last call, by name, as `_described`."""
 
 
 def _changed(arms: Mapping[str, ConfigDict]) -> list[str]:
     """Notes on arms that changed since the last call in this process; every call trains from step 0."""
     notes = []
     for arm, config in arms.items():
-        fields = builders.to_json(config)
-        rows = {
-            name: json.dumps(row, sort_keys=True) + _source(row["loss"])
-            for name, row in fields.pop("losses").items()
-            if row
-        }
-        now = json.dumps(fields, sort_keys=True), rows
-        before = _LAST.get(arm)
+        before, now = _LAST.get(arm), _described(config)
         _LAST[arm] = now
         if before is None or before == now:
             continue
-        new = [name for name in {**before[1], **rows} if before[1].get(name) != rows.get(name)]
+        new = [name for name in {**before[1], **now[1]} if before[1].get(name) != now[1].get(name)]
         what = [f"config.losses.{name}" for name in new] or ["the config"]
         notes.append(f"{arm}: {', '.join(what)} changed since the last call; trained afresh")
     return notes
+
+
+def _described(config: ConfigDict) -> tuple[dict[str, Any], dict[str, str]]:
+    """A config without its losses, as JSON values; and by row of losses its JSON and source code."""
+    fields = builders.to_json(config)
+    losses = fields.pop("losses")
+    rows = {
+        name: json.dumps(row, sort_keys=True) + _source(row["loss"]) for name, row in losses.items() if row
+    }
+    return fields, rows
 
 
 def _source(loss: str) -> str:
@@ -359,13 +351,12 @@ def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:
       A note for each, and the arms whose validation losses are of other trajectories.
     """
     first, *others = arms
-    base, notes, apart = builders.to_json(arms[first]), [], set()
-    sources = [_source(row["loss"]) for row in base["losses"].values() if row]
+    base, notes, apart = _described(arms[first]), [], set()
     for arm in others:
-        mine = builders.to_json(arms[arm])
-        if mine == base and sources == [_source(row["loss"]) for row in mine["losses"].values() if row]:
+        mine = _described(arms[arm])
+        if mine == base:
             notes.append(f"{arm} has the same config and losses as {first}")
-        held, differ = ([x for x in some if _at(mine, x) != _at(base, x)] for some in (_HELD, _TRAINED))
+        held, differ = ([x for x in some if _at(mine[0], x) != _at(base[0], x)] for some in (_HELD, _TRAINED))
         if held or differ:
             what = ", ".join(f"config.{name}" for name in [*held, *differ])
             notes.append(f"{arm}: {what} differs from {first}: batches and noise are not the same")

@@ -94,11 +94,11 @@ class Setting:
         """What puts the model's own images into training batches (`train.own`); None where its share is 0."""
         if not self.config.train.own.share:
             return None
-        return OwnStates(self._seeded(seed), self.programs, self.mesh, self._rows, self._drawings)
+        return OwnStates(self._seeded(seed), self.programs, self._rows, self._drawings)
 
     @functools.cached_property
     def _drawings(self) -> dict[Size, Any]:
-        return drawings_of(self.config, self.programs, self.mesh)
+        return drawings_of(self.config, self.programs)
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -128,8 +128,8 @@ class Setting:
 
     def placed(self, batch: Mapping[str, Any]) -> tuple[TrainProgram, Batch]:
         """The train program for the image size of a host batch, and the batch sharded over the mesh."""
-        rows = sharding.shard_batch(Batch(**batch), self.mesh, self.config.train.batch_size)
-        return self.programs[size_of(batch["image"])], rows
+        program = self.programs[size_of(batch["image"])]
+        return program, program.placed(batch)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import html
 from collections.abc import Iterator, Sequence
@@ -14,16 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import size_of
-from process_gen.distributed import offload, sharding
+from process_gen.distributed import offload
 from process_gen.experiment import builders
 from process_gen.lab.setting import Setting
-from process_gen.losses.anatomy import HEADERS, Anatomy, anatomy, lines
-from process_gen.losses.registry import Term
+from process_gen.losses.anatomy import HEADERS, Anatomy, Place, anatomy, lines
 from process_gen.losses.rows import Row
 from process_gen.losses.stock import DECISIONS
-from process_gen.models import partition
 from process_gen.models.autoencoder import random_weights
-from process_gen.models.outputs import Outputs
 from process_gen.reports.images import data_url
 from process_gen.reports.table import table
 from process_gen.training import scoring
@@ -44,11 +40,7 @@ COLOURS = {
 class Shown:
     """A packed training row; a notebook shows it in colours, `print` as text.
 
-    Attributes:
-      batch: the row as a batch, B = 1.
-      trajectories: those of the row, in order.
-      rows: for each trajectory, the rows of its table, one per token.
-      headers: column names of the tables.
+    `batch` is the row as a batch, B = 1. Each of its trajectories has a table with a row per token.
     """
 
     batch: Batch
@@ -117,41 +109,19 @@ def batch(config: ConfigDict, row: int = 0, number: int = 0, state: TrainState |
     shown = []
     for prompt in np.unique(found.prompt_index[found.present]):
         one = anatomy(layout, found, losses, ids, int(prompt))
-        places = list(_places(one))
+        found_at = [counted.get(token.place, {}) for token in one.tokens]
         tokens = (
-            dataclasses.replace(token, losses={name: w for name, (w, _) in counted.get(at, {}).items()})
-            for token, at in zip(one.tokens, places, strict=True)
+            dataclasses.replace(token, losses={name: w for name, (w, _) in there.items()})
+            for token, there in zip(one.tokens, found_at, strict=True)
         )
         one = dataclasses.replace(one, tokens=tuple(tokens))
         rows = list(lines(one, setting.tokenizer))
         if state is not None:
-            values = (", ".join(f"{v:.3g}" for _, v in counted.get(at, {}).values()) for at in places)
+            values = (", ".join(f"{v:.3g}" for _, v in there.values()) for there in found_at)
             rows = [(*line, value) for line, value in zip(rows, values, strict=True)]
         shown.append((one, rows))
     trajectories, tables = zip(*shown, strict=True) if shown else ((), ())
     return Shown(found, trajectories, tables, (*HEADERS, "value") if state is not None else HEADERS)
-
-
-Place = tuple[int, str, int]
-"""Where a loss counts: turn slot, name, index among those of that name in the turn. The name is `before`,
-`after`, `noised`, or that of a closing token: `prompt_end`, `image_end`, `noised_end`; "" is nowhere."""
-
-
-def _places(one: Anatomy) -> Iterator[Place]:
-    """Yields the place of each token at which losses may count it."""
-    first, seen = min((t.turn for t in one.tokens if t.turn >= 0), default=0), collections.Counter()
-    for token in one.tokens:
-        name, _, copy = token.segment.partition("_")
-        closes = token.what == "close"
-        if token.turn < 0:
-            yield first, "prompt_end" if closes and token.target >= 0 else "", 0
-        elif name in ("before", "after"):
-            yield token.turn, name, seen[token.turn, name]
-            seen[token.turn, name] += 1
-        elif name == "noised":
-            yield token.turn, "noised_end" if closes else name if token.what == "latents" else "", int(copy)
-        else:
-            yield token.turn, "image_end" if closes and token.target >= 0 else "", 0
 
 
 def _counted(
@@ -165,31 +135,25 @@ def _counted(
     recipe, key = program.undisturbed, jax.random.key(setting.config.seed)
     losses = recipe.losses
 
-    def of(outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        taught = outputs.labels(labels(batch, recipe.model.ids))
-        outputs = outputs.with_nll(taught)
-        return {one.name: losses.term(one, outputs, batch, taught, key) for one in losses.rows}
+    def of(params: Any, given: Given, batch: Batch) -> list[tuple[jax.Array, jax.Array]]:
+        outputs = scoring.seen(recipe, params, given, batch, key)
+        terms = losses.each(outputs, batch, labels(batch, recipe.model.ids), key)
+        return [(term.weights if params is None else term.values, term.weights) for _, term in terms]
 
-    def weights_of(networks: Any, batch: Batch) -> dict[str, jax.Array]:
+    def weights_of(networks: Any, batch: Batch) -> list[tuple[jax.Array, jax.Array]]:
         # Weights depend on neither model nor autoencoder, so XLA drops both as dead code.
         given = Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
-        terms = of(scoring.seen_blank(recipe, given, batch, key), batch)
-        return {name: (term.weights, term.weights) for name, term in terms.items()}
+        return of(None, given, batch)
 
-    def values_of(params: Any, given: Given, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-        terms = of(scoring.seen(recipe, params, given, batch, key), batch)
-        return {name: (term.values, term.weights) for name, term in terms.items()}
-
-    over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
     if state is None:
         networks = scoring.init_networks(losses.networks, {}, key)
-        found = jax.jit(over(weights_of))(networks, batch)
+        found = program.jit(weights_of)(networks, batch)
     else:
         state = setting.with_networks(state)
-        found = jax.jit(over(values_of))(offload.on_devices(state.average), state.given, batch)
+        found = program.jit(of)(offload.on_devices(state.average), state.given, batch)
     counted: dict[Place, dict[str, tuple[float, float]]] = {}
-    for one in losses.rows:
-        values, weights = (np.asarray(x[row], np.float32) for x in jax.device_get(found[one.name]))
+    for one, arrays in zip(losses.rows, jax.device_get(found), strict=True):
+        values, weights = (np.asarray(x[row], np.float32) for x in arrays)
         for at, value, weight in _spread(one, values, weights, recipe.model.layout):
             if (there := weight > 0).any():
                 mean = float(np.average(value[there], weights=weight[there]))

@@ -12,11 +12,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from process_gen.distributed import offload, sharding
+from process_gen.distributed import offload
 from process_gen.lab.setting import Setting
 from process_gen.losses import registry
 from process_gen.losses.table import mean_of
-from process_gen.models import partition
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.reports import table as tables
 from process_gen.training import scoring
@@ -122,20 +121,18 @@ def try_loss(
     def found(params, given, batch):
         outputs, taught = scoring.seen(recipe, params, given, batch, key), labels(batch, recipe.model.ids)
         sums, counts = table.terms(outputs, batch, taught, own)
-        taught = outputs.labels(taught)
-        term = table.term(table.rows[0], outputs.with_nll(taught), batch, taught, own)
+        ((_, term),) = table.each(outputs, batch, taught, own)
         mean = mean_of(sums[ROW], counts[ROW])
         return mean, (term.values, term.weights, table.metrics(sums, counts, given.step))
 
     def weights(given, batch):
-        blank = scoring.seen_blank(recipe, given, batch, key)
-        taught = blank.labels(labels(batch, recipe.model.ids))
+        blank = scoring.seen(recipe, None, given, batch, key)
+        taught = labels(batch, recipe.model.ids)
         kinds = (blank, *(_imagined(blank, jax.random.key(seed)) for seed in (1, 2)))
-        return [table.term(table.rows[0], outputs, batch, taught, own).weights for outputs in kinds]
+        return [term.weights for outputs in kinds for _, term in table.each(outputs, batch, taught, own)]
 
-    over = partition.on_mesh(setting.mesh, sharding.ACTIVATION_RULES)
-    _check_weights(*jax.jit(over(weights))(state.given, batch))
-    graded = jax.jit(over(jax.value_and_grad(found, has_aux=True)))
+    _check_weights(*program.jit(weights)(state.given, batch))
+    graded = program.jit(jax.value_and_grad(found, has_aux=True))
     params = offload.on_devices(state.params)
     (mean, (values, weighed, metrics)), gradient = graded(params, state.given, batch)
     norms = {"grad_norm": optax.global_norm(gradient), **by_part("grad_norm", gradient)}

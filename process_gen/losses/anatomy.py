@@ -21,6 +21,9 @@ from process_gen.trajectory.layout import Layout, Segment
 from process_gen.trajectory.stages import Stage
 from process_gen.trajectory.visibility import seen_parts
 
+Place = tuple[int, str, int]
+"""Where losses count a token: turn slot, name of a hidden state (or `noised`, of latents), index in that."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Token:
@@ -36,6 +39,7 @@ class Token:
       position: its rotary position.
       target: the id that it is trained to predict; -1 for none.
       losses: names of the rows of the loss table that count it, each with its weight there.
+      place: where losses may count it; None for nowhere.
     """
 
     turn: int
@@ -47,6 +51,7 @@ class Token:
     position: int
     target: int
     losses: dict[str, float]
+    place: Place | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +70,8 @@ def anatomy(layout: Layout, batch: Batch, table: LossTable, ids: ControlIds, pro
     """Lists the tokens of one trajectory.
 
     Args:
-      layout: of the batch.
       batch: one row, B = 1.
       table: the losses; `text_cross_entropy`, `decision_cross_entropy` and `flow_mse` are shown.
-      ids: of the tokenizer.
       prompt: index of the trajectory in the row.
     """
     row = jax.tree.map(lambda x: np.asarray(x)[0], batch)
@@ -76,11 +79,10 @@ def anatomy(layout: Layout, batch: Batch, table: LossTable, ids: ControlIds, pro
     there = {stage.value: np.asarray(of_stage(batch, stage))[0] for stage in Stage}
     turns = np.flatnonzero(row.present & (row.prompt_index == prompt)).tolist()
     writer = _Writer(layout, row, prompt, turns[0] if turns else -1, table, taught, there, ids)
-    for segment in layout.prompt_segments:
-        writer.add(segment, -1)
-    for turn in turns:
-        for segment in layout.turn_segments:
-            writer.add(segment, turn)
+    for turn, segments in ((-1, layout.prompt_segments), *((turn, layout.turn_segments) for turn in turns)):
+        for segment in segments:
+            if writer.holds(segment, turn):
+                writer.add(segment, turn)
     return Anatomy(tuple(writer.tokens), _sees(layout, row, writer.tokens))
 
 
@@ -101,40 +103,50 @@ class _Writer:
 
     def add(self, segment: Segment, turn: int) -> None:
         """Adds a segment of a turn, or with turn -1 one of the prompt."""
-        slot, stage = self.prompt if turn < 0 else turn, self._stage(segment.name, turn)
+        stage, end = self._stage(segment.name, turn), self._end(segment, turn)
 
-        def append(what: str, id_: int, count: int, target: int = -1, losses: dict | None = None) -> None:
-            place = (turn, segment.name, stage, what, id_, count, self.position)
-            self.tokens.append(Token(*place, target, losses or {}))
+        def append(what: str, id_: int, count: int, place: Place | None = None) -> None:
+            target, losses = self._trained(*place, stage, what == "close") if place else (-1, {})
+            self.tokens.append(
+                Token(turn, segment.name, stage, what, id_, count, self.position, target, losses, place)
+            )
 
         if segment.kind == "text":
-            tokens = getattr(self.row, f"{segment.name}_tokens")[slot]
-            tokens = tokens[tokens != PAD_ID].tolist()
-            for place, token in enumerate(tokens):
-                if place == len(tokens) - 1:
-                    append("close", token, 1, *self._closing(segment, slot, turn, place))
-                elif turn < 0:
-                    append("word" if place else "open", token, 1)
-                else:
-                    weight = float(getattr(self.row, f"{segment.name}_weight")[slot])
-                    words = self._rows("text_cross_entropy", turn, weight, stage)
-                    target = int(self.taught[segment.name][slot, place])
-                    append("word" if place else "open", token, 1, target, words)
+            tokens = self._text(segment, turn)
+            for index, token in enumerate(tokens):
+                what = "close" if index == len(tokens) - 1 else "word" if index else "open"
+                in_prompt = end if what == "close" else None
+                append(what, token, 1, (turn, segment.name, index) if turn >= 0 else in_prompt)
                 self.position += 1
-        elif self._holds_image(segment, slot, turn):
-            drawn = {}
-            if segment.kind == "noised":
-                drawn = self._rows("flow_mse", turn, float(self.row.image_weight[slot]), *Stage)
-            what, count = ("vit", segment.vit) if segment.vit else ("latents", segment.latents)
+        else:
+            drawn = (turn, "noised", end[2]) if segment.kind == "noised" else None
             append("open", self.ids.vision_start, 1)
-            append(what, -1, count, -1, drawn)
-            append("close", self.ids.vision_end, 1, *self._closing(segment, slot, turn))
+            append("vit" if segment.vit else "latents", -1, segment.vit or segment.latents, drawn)
+            append("close", self.ids.vision_end, 1, end)
             self.position += segment.kind == "clean"
 
-    def _holds_image(self, segment: Segment, slot: int, turn: int) -> bool:
+    def _end(self, segment: Segment, turn: int) -> Place | None:
+        """The place of the token that closes an image, or that ends the prompt."""
         if turn < 0:
-            return self.row.has_prompt_image[slot]
-        return self.row.target[slot] >= 0 if segment.kind == "noised" else self.row.has_image[slot]
+            last = [s for s in self.layout.prompt_segments if self.holds(s, -1)][-1]
+            return (self.first, "prompt_end", 0) if segment is last else None
+        if segment.kind == "noised":
+            return turn, "noised_end", int(segment.name.removeprefix("noised_"))
+        # Only the last image of a visual state predicts.
+        last_image = segment.kind == "clean" and (segment.vit or not self.layout.vit_tokens)
+        return (turn, "image_end", 0) if last_image else None
+
+    def _text(self, segment: Segment, turn: int) -> list[int]:
+        tokens = getattr(self.row, f"{segment.name}_tokens")[self.prompt if turn < 0 else turn]
+        return tokens[tokens != PAD_ID].tolist()
+
+    def holds(self, segment: Segment, turn: int) -> bool:
+        """Whether a segment of a turn, or with turn -1 of the prompt, is there."""
+        if segment.kind == "text":
+            return bool(self._text(segment, turn))
+        if turn < 0:
+            return self.row.has_prompt_image[self.prompt]
+        return self.row.target[turn] >= 0 if segment.kind == "noised" else self.row.has_image[turn]
 
     def _stage(self, segment: str, turn: int) -> str:
         if turn < 0:
@@ -145,34 +157,20 @@ class _Writer:
             return Stage.REFINE.value
         return (Stage.PLAN if segment == "before" else Stage.SKETCH).value
 
-    def _closing(
-        self, segment: Segment, slot: int, turn: int, place: int | None = None
+    def _trained(
+        self, turn: int, name: str, index: int, stage: str, closes: bool
     ) -> tuple[int, dict[str, float]]:
-        """The target of a segment's closing token, and the decision losses that count it."""
-        if segment.kind == "text":
-            name = segment.name
-        else:  # only the last image of a visual state predicts
-            name = (
-                "image_end" if segment.kind == "clean" and (segment.vit or not self.layout.vit_tokens) else ""
-            )
-        if turn < 0:
-            name, place = "prompt_end" if name and self._ends_prompt(segment.name, slot) else "", None
-        if not name:
+        """The target at a place, and the rows of the table that count it with their weights."""
+        if name == "noised":
+            return -1, self._rows("flow_mse", turn, float(self.row.image_weight[turn]), *Stage)
+        if name not in self.taught:
             return -1, {}
-        target = int(self.taught[name][slot] if place is None else self.taught[name][slot, place])
-        if target == PAD_ID:
-            return target, {}
-        stages = [stage for stage, names in DECISIONS.items() if name in names]
-        return target, self._rows("decision_cross_entropy", self.first if turn < 0 else turn, 1.0, *stages)
-
-    def _ends_prompt(self, segment: str, slot: int) -> bool:
-        """Whether a segment is the last one that the prompt has."""
-        if segment == "instruction":
-            return True
-        instruction, shown = self.row.instruction_tokens, self.row.has_prompt_image
-        if instruction is not None and (instruction[slot] != PAD_ID).any():
-            return False
-        return segment != "prompt" or shown is None or not shown[slot]
+        target = int(np.atleast_1d(self.taught[name][self.prompt if name == "prompt_end" else turn])[index])
+        if not closes:
+            weight = float(getattr(self.row, f"{name}_weight")[turn])
+            return target, self._rows("text_cross_entropy", turn, weight, stage)
+        stages = [stage for stage, names in DECISIONS.items() if name in names and target != PAD_ID]
+        return target, self._rows("decision_cross_entropy", turn, 1.0, *stages)
 
     def _rows(self, loss: str, turn: int, weight: float, *stages: str) -> dict[str, float]:
         """The table's rows of a loss and some stages that count a turn, with its weight."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from process_gen.common import ranges
 from process_gen.losses.registry import Term, register, register_network
-from process_gen.losses.stock import of_stage, same_trajectory
+from process_gen.losses.stock import same_trajectory, target_weights
 from process_gen.models.autoencoder import to_floats, to_patches
 from process_gen.models.outputs import LossError, Outputs
 from process_gen.trajectory.batch import Batch
@@ -66,7 +66,7 @@ def spatial_consistency(
     kept = _marked(batch, field, tokens) if field else unchanged(batch, tokens, threshold)
     error = jnp.square(estimate - before[:, :, None])
     values = jnp.mean(to_patches(error, _side(batch, tokens)), axis=-1)
-    weights = kept * _of_targets(outputs, batch, stage)[..., None]
+    weights = kept * target_weights(outputs, batch, stage)[..., None]
     return Term(values, jnp.broadcast_to(weights[:, :, None], values.shape))
 
 
@@ -108,7 +108,7 @@ def semantic_consistency(
     seen, true, last = (_encoded(see, network, pixels) for pixels in (x, y, to_floats(image)))
     wanted = jax.lax.stop_gradient(_agreement(true, last))[:, :, None]
     values = jnp.maximum(wanted - _agreement(seen, last[:, :, None]), 0.0)
-    weights = _of_targets(outputs, batch, stage) * (there & ~final)
+    weights = target_weights(outputs, batch, stage) * (there & ~final)
     return Term(values, jnp.broadcast_to(jnp.maximum(wanted, 0) * weights[..., None, None], values.shape))
 
 
@@ -116,10 +116,8 @@ def unchanged(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn leaves as they were.
 
     Compares the image that the flow target shows with the one before the turn. False where the context holds
-    no such image (none, or one of the model's own), and where it is blank (of one grey).
-
-    Raises:
-      LossError: a threshold that is no number of at least 0.
+    no such image (none, or one of the model's own), and where it is blank (of one grey). Raises LossError for
+    a threshold that is no number of at least 0.
     """
     same, before, _ = _same(batch, tokens, threshold)
     return same & (before.max(-1) > before.min(-1)) & _image_before(batch)[1][:, :, None]
@@ -129,10 +127,7 @@ def changed(batch: Batch, tokens: int, threshold: float = SAME) -> jax.Array:
     """[B, S, I] bool: the latent tokens, `tokens` of an image, whose pixels a turn changes.
 
     Without an image before it, those that are not blank (of one grey) in the target. The image before is the
-    teacher's, also where the model was shown one of its own.
-
-    Raises:
-      LossError: a threshold that is no number of at least 0.
+    teacher's, also where the model was shown one of its own. Raises LossError as `unchanged` does.
     """
     same, _, target = _same(batch, tokens, threshold)
     drawn = target.max(-1) > target.min(-1)
@@ -181,11 +176,6 @@ def _first_copies(outputs: Outputs, copies: int) -> jax.Array:
     if not ranges.COUNT.holds(copies) or copies > most:
         raise LossError(f"copies must be a whole number from 1 to the {most} of config.layout.copies")
     return outputs.clean_estimate[:, :, :copies]
-
-
-def _of_targets(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
-    """[B, S] float32, weights of the turns of a stage that have a flow target."""
-    return batch.image_weight * (outputs.has_target & of_stage(batch, stage))
 
 
 def _image_before(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -151,16 +151,13 @@ def known(function: LossFunction) -> Iterator[str]:
     if _is_ours(name):
         raise LossError(f"{name!r} is a loss of the package: give the function another name")
     older = _LOSSES.get(name)
+    like = older or Loss(function, True, STAGES, (), {})
+    _LOSSES[name] = like._replace(function=function, options=_options(function))
     try:
-        if older is None:
-            register(name)(function)
-        else:
-            _LOSSES[name] = older._replace(function=function, options=_options(function))
         yield name
     finally:
-        if older is None:
-            _LOSSES.pop(name, None)
-        else:
+        del _LOSSES[name]
+        if older:
             _LOSSES[name] = older
 
 

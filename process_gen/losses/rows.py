@@ -44,16 +44,10 @@ class Weight(NamedTuple):
         """Whether it is other than 0 at some step."""
         return any(self.values)
 
-    def at(self, step: jax.Array | int | None) -> jax.Array | float:
-        """The weight at a step, [].
-
-        Raises:
-          ValueError: the weight is a schedule, and no step is given.
-        """
+    def at(self, step: jax.Array | int) -> jax.Array | float:
+        """The weight at a step, []."""
         if self.constant:
             return self.values[0]
-        if step is None:
-            raise ValueError("the weight of a loss is a schedule: say at which step the total is")
         values, steps = jnp.asarray(self.values, jnp.float32), jnp.asarray(self.steps)
         if self.linear:
             return jnp.interp(jnp.asarray(step, jnp.float32), steps.astype(jnp.float32), values)

@@ -38,6 +38,11 @@ def of_stage(batch: Batch, stage: str) -> jax.Array:
     return everyone.get(Stage(stage), there & ~batch.refines)
 
 
+def target_weights(outputs: Outputs, batch: Batch, stage: str) -> jax.Array:
+    """[B, S] float32, weights of the turns of a stage that have a flow target."""
+    return batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+
+
 def same_trajectory(batch: Batch) -> jax.Array:
     """[B, S, S] bool: whether the slot of the last axis holds a turn of the other slot's trajectory."""
     return (batch.prompt_index[:, :, None] == batch.prompt_index[:, None]) & batch.present[:, None]
@@ -222,15 +227,12 @@ def flow_mse(
 ) -> Term:
     """(v_hat - v)^2, mean over the channels of a latent token (paper, section 3: L_MSE).
 
-    `timesteps` names a function of t in `TIMESTEPS` that the values are multiplied by; the mean
-    is still over tokens.
-
-    Raises:
-      LossError: there is no such function.
+    `timesteps` names a function of t in `TIMESTEPS` that the values are multiplied by (else LossError); the
+    mean is still over tokens.
     """
     del labels, key
     values = jnp.mean(jnp.square(outputs.velocity - outputs.target), axis=-1)
     if check_name(timesteps, TIMESTEPS, "weighting of timesteps", LossError) != "uniform":
         values = values * TIMESTEPS[timesteps](outputs.t)[..., None]
-    weights = batch.image_weight * (outputs.has_target & of_stage(batch, stage))
+    weights = target_weights(outputs, batch, stage)
     return Term(values, jnp.broadcast_to(weights[:, :, None, None], values.shape))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,11 +55,8 @@ class LossTable:
 
     def terms(self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> tuple[dict, dict]:
         """Sums and counts of every loss, {name: []} each, float32; raises what `term` does."""
-        labels = outputs.labels(labels)
-        outputs = outputs.with_nll(labels)
         sums, counts = {}, {}
-        for row in self.rows:
-            term = self.term(row, outputs, batch, labels, key)
+        for row, term in self.each(outputs, batch, labels, key):
             weights = jax.lax.stop_gradient(term.weights.astype(jnp.float32))
             values = _weighted(term.values, weights)
             sums[row.name], counts[row.name] = jnp.sum(values), jnp.sum(weights)
@@ -71,6 +68,15 @@ class LossTable:
                 sums[f"{row.name}@{source}"] = jnp.sum(values * of_source)
                 counts[f"{row.name}@{source}"] = jnp.sum(weights * of_source)
         return sums, counts
+
+    def each(
+        self, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array
+    ) -> Iterator[tuple[Row, Term]]:
+        """Yields every row with its term, one after the other; raises what `term` does."""
+        labels = outputs.labels(labels)
+        outputs = outputs.with_nll(labels)
+        for row in self.rows:
+            yield row, self.term(row, outputs, batch, labels, key)
 
     def term(self, row: Row, outputs: Outputs, batch: Batch, labels: dict, key: jax.Array) -> Term:
         """Computes the loss of a row. Its random key depends on `key` and on the name of the row.
@@ -111,7 +117,7 @@ class LossTable:
         """The frozen networks that the losses read."""
         return tuple(sorted({n for row in self.rows for n in get_loss(row.loss).networks_of(row.options)}))
 
-    def total(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> jax.Array:
+    def total(self, sums: dict, counts: dict, step: jax.Array | int = 0) -> jax.Array:
         """sum_i weight_i * sum_i / count_i; a loss without any target counts 0.
 
         `step`, the number of batches seen before this one, sets the weights that have a schedule.
@@ -119,14 +125,14 @@ class LossTable:
         weighted = (self._weighted_mean(row, sums, counts, step) for row in self.rows if row.weight.on)
         return sum(weighted, start=jnp.zeros(()))
 
-    def _weighted_mean(self, row: Row, sums: dict, counts: dict, step: jax.Array | int | None) -> jax.Array:
+    def _weighted_mean(self, row: Row, sums: dict, counts: dict, step: jax.Array | int) -> jax.Array:
         """What a row adds to the total: weight * sum / count, with the count of its pool if it has one."""
         pool = [row.name]
         if row.pool:  # a row of weight 0 is a metric, and no part of the mean
             pool = [other.name for other in self.rows if other.pool == row.pool and other.weight.on]
         return row.weight.at(step) * mean_of(sums[row.name], sum(counts[name] for name in pool))
 
-    def metrics(self, sums: dict, counts: dict, step: jax.Array | int | None = None) -> dict[str, jax.Array]:
+    def metrics(self, sums: dict, counts: dict, step: jax.Array | int = 0) -> dict[str, jax.Array]:
         """Means, and what the stages add to the total.
 
         Returns:

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # bad flags are found before the slow imports
     cli.read_flags(config="configs/recipe/paper.py:scenes", workdir="Folder of the recipe.")
 
 # isort: split
-import pathlib
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from process_gen.common.names import check_name
 from process_gen.distributed import stopping
 from process_gen.experiment import builders, vocabulary
 from process_gen.recipe import building, stages, statistics
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.parts import RecipeError
 from process_gen.reports.files import check_writable
 from process_gen.services.options import ServiceError
 
@@ -64,23 +64,18 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
         return str(building.prompts_file(config, folder))
     if part != "statistics":
         stages.check_begun(config, folder)
-    subsets = stages.needed_subsets(config) if part == "subsets" else [part]
+    subsets = [part] if part in building.SUBSETS else []
+    if part == "subsets":
+        subsets = stages.needed_subsets(config)
     with stopping.deferred() as stop:
+        say = functools.partial(print, file=sys.stderr, flush=True)
         for subset in subsets:
-            if subset != "statistics":
-                building.build(subset, config, folder, stop.check, _say)
-    return _statistics(config, folder) if part in ("subsets", "statistics") else str(folder / part)
-
-
-def _statistics(config: ConfigDict, folder: pathlib.Path) -> str:
-    tokenizer = vocabulary.build_tokenizer(cli.load_config(config.base))
-    found = statistics.count(folder, tokenizer)
+            building.build(subset, config, folder, stop.check, say)
+    if part in building.SUBSETS:
+        return str(folder / part)
+    found = statistics.count(folder, vocabulary.build_tokenizer(cli.load_config(config.base)))
     files.write_json(folder / "statistics.json", found, indent=1)
     return statistics.describe(found)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 ERRORS = (RecipeError, ServiceError, builders.ConfigError, cli.CommandError, OSError)

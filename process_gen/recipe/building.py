@@ -9,19 +9,20 @@ WORKDIR/samples/               what phase 1 drew (`process_gen.sample`)
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import pathlib
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from process_gen.common import files, ranges
 from process_gen.distributed import lock
-from process_gen.recipe import making, questions
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe import making
 from process_gen.recipe.filling import Candidate, Filled, fill
 from process_gen.recipe.output import SampleFolder
-from process_gen.recipe.parts import World
+from process_gen.recipe.parts import RecipeError, World
 from process_gen.recipe.prompts import FilePrompts, generator, prompts_of
 from process_gen.recipe.scenes import Scenes
 from process_gen.reports.listing import NAME, SETTINGS, Listing
@@ -33,9 +34,6 @@ SAMPLES, PROMPTS = "samples", "prompts.txt"
 SAMPLED = "sampled"
 """Prefix of the uids of candidates that phase 1 drew."""
 SELF_SAMPLED, SYMBOLIC = "self_sampled", "symbolic"
-
-ANY_SIDE = 1024
-"""Side in pixels that the estimate of costs assumes where the endpoint chooses the size of images."""
 
 PATIENCE = 200
 """Prompts in a row without a sample after which building fails: something must be wrong with the recipe."""
@@ -112,14 +110,10 @@ def make_world(config: Any, workdir: pathlib.Path) -> World:
 
 
 def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Callable[[str], None]) -> Filled:
-    """Makes what is missing of a subset.
+    """Makes what is missing of a subset, one of `SUBSETS`.
 
-    Args:
-      subset: of `SUBSETS`.
-      config: of the recipe.
-      workdir: of the recipe.
-      stop: is called between samples; what it raises ends the work.
-      say: is called with a line: the estimated cost before any request, and the counts at the end.
+    `stop` is called between samples; what it raises ends the work. `say` is called with lines: the estimated
+    cost before any request, and the counts at the end.
 
     Raises:
       RecipeError, ServiceError, ReportError: see `fill`.
@@ -139,10 +133,17 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
             provenance["licence"] = config.licence
         growing = SampleFolder(folder, settings_of(subset, config), provenance)
         with contextlib.closing(growing):
+            own = config[subset]
+            wanted = {kind: own[kind] for kind in making.KINDS.get(subset, ())} or {subset: own.samples}
             if config.world == "services":
-                check_prompts(growing, FilePrompts(config.prompts))
-            fills = {"multi_turn": _multi_turn, "conflict": _conflict, "alignment": _alignment}
-            filled = fills[subset](world, config, workdir, growing, stop_all, say)
+                prompts = FilePrompts(config.prompts)
+                check_prompts(growing, prompts)
+                if (missing := sum(wanted.values()) - growing.counts.total()) > 0:
+                    work = subset if subset != "conflict" or sampled_share(subset, config) else SYMBOLIC
+                    characters = statistics.fmean(map(len, prompts.lines))
+                    for model, told in world.estimates(work, missing, characters).items():
+                        say(f"{work}: {missing:,} samples, {model}: {told}")
+            filled = _fill(subset, wanted, growing, world, config, workdir, stop_all)
     say(f"{subset}: {filled}")
     for reason, count in growing.rejected.most_common():
         say(f"  {count:,} candidates became no sample: {reason}")
@@ -166,10 +167,7 @@ def check_prompts(growing: SampleFolder, prompts: FilePrompts) -> None:
     """Refuses a file of prompts in which lines have changed since samples were made of them.
 
     Candidates are identified by line number: with another file some prompts would be skipped, others used
-    twice. Lines may be added at the end.
-
-    Raises:
-      RecipeError: names the line.
+    twice. Lines may be added at the end. Raises RecipeError, which names the line.
     """
     for uid, prompt in growing.prompts.items():
         if uid.startswith(f"{SAMPLED}-"):
@@ -194,82 +192,59 @@ def prompts_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-# --------------------------------------------------------------------- subsets
+def sampled_share(subset: str, config: Any) -> float:
+    """The share of a subset that is to be made of what phase 1 draws."""
+    if subset == "conflict":
+        return float(config.conflict.critique == SELF_SAMPLED)
+    return config[subset].get("sampled", 0.0)
 
 
-def _multi_turn(
-    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
+# ------------------------------------------------------------------ candidates
+
+
+def _fill(
+    subset: str,
+    wanted: Mapping[str, int],
+    growing: SampleFolder,
+    world: World,
+    config: Any,
+    workdir: pathlib.Path,
+    stop: Stop,
 ) -> Filled:
-    own, wanted = config.multi_turn, {"multi_turn": config.multi_turn.samples}
-    _announce(world, config, "multi_turn", wanted["multi_turn"] - growing.counts.total(), say)
-    make = functools.partial(
-        making.multi_turn, rewrites=own.rewrites, attempts=own.attempts, most_turns=config.most_turns
-    )
-    found = _of_prompts({"multi_turn": ("multi_turn", make)}, config, world)
-    return fill(growing, wanted, found, world.workers, stop, PATIENCE)
-
-
-def _conflict(
-    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
-) -> Filled:
-    own = config.conflict
-    wanted = {making.CONSISTENT: own.consistent, making.CONFLICTING: own.conflicting}
-    told = {"imageless": own.imageless, "most_turns": config.most_turns}
-    sampled = own.critique == SELF_SAMPLED
-    missing = sum(wanted.values()) - growing.counts.total()
-    _announce(world, config, "conflict" if sampled else SYMBOLIC, missing, say)
-    if sampled:
-        found = _of_samples("conflict", config, world, functools.partial(making.conflict, **told), workdir)
-        return fill(growing, wanted, found, world.workers, stop)
-    return _fill_planted("conflict", world, config, growing, wanted, told, stop)
-
-
-def _alignment(
-    world: World, config: Any, workdir: pathlib.Path, growing: SampleFolder, stop: Stop, say
-) -> Filled:
-    own = config.alignment
-    wanted = {making.ALIGNED: own.aligned, making.MISALIGNED: own.misaligned}
-    told = {"imageless": own.imageless, "most_turns": config.most_turns}
-    _announce(world, config, "alignment", sum(wanted.values()) - growing.counts.total(), say)
-    first = None
-    if own.sampled > 0:
+    """Fills a subset: a `sampled_share` with what phase 1 drew, the rest with what prompts give."""
+    own, most_turns, first = config[subset], config.most_turns, None
+    fill_with = functools.partial(fill, growing, workers=world.workers, stop=stop)
+    if subset == "multi_turn":
+        told = dict(rewrites=own.rewrites, attempts=own.attempts, most_turns=most_turns)
+        makes = {subset: (subset, functools.partial(making.multi_turn, world, **told))}
+        return fill_with(wanted, _of_prompts(makes, config), patience=PATIENCE)
+    told = dict(imageless=own.imageless, most_turns=most_turns)
+    if share := sampled_share(subset, config):
         # Samples that an earlier run planted for a smaller quota must not take the place of sampled ones
         # (`growing.prompts` are of the samples at the start).
         planted = {kind: sum(uid.startswith(f"{kind}-") for uid in growing.prompts) for kind in wanted}
-        some = {kind: min(n, round(n * own.sampled) + planted[kind]) for kind, n in wanted.items()}
-        make = functools.partial(making.alignment, **told)
-        found = _of_samples("alignment", config, world, make, workdir)
-        first = fill(growing, some, found, world.workers, stop)
-    last = _fill_planted("alignment", world, config, growing, wanted, told, stop)
+        some = {kind: min(n, round(n * share) + planted[kind]) for kind, n in wanted.items()}
+        make = functools.partial(making.self_sampled, world, subset=subset, **told)
+        first = fill_with(some, _of_samples(subset, config, make, workdir))
+        if subset == "conflict":
+            return first
+    makes = {
+        kind: (f"{subset} {kind}", functools.partial(making.planted, world, kind=kind, **told))
+        for kind in wanted
+    }
+    last = fill_with(wanted, _of_prompts(makes, config), patience=PATIENCE)
     if first is None:
         return last
-    return Filled(last.counts, last.wanted, first.made + last.made, first.seconds + last.seconds)
+    return dataclasses.replace(last, made=first.made + last.made, seconds=first.seconds + last.seconds)
 
 
-def _fill_planted(
-    subset: str,
-    world: World,
-    config: Any,
-    growing: SampleFolder,
-    wanted: Mapping[str, int],
-    told: Mapping[str, Any],
-    stop: Stop,
-) -> Filled:
-    """Fills what is missing of each kind with planted errors."""
-    makes = {
-        kind: (f"{subset} {kind}", functools.partial(making.planted, kind=kind, **told)) for kind in wanted
-    }
-    return fill(growing, wanted, _of_prompts(makes, config, world), world.workers, stop, PATIENCE)
-
-
-def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any, world: World) -> Iterator[Candidate]:
+def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any) -> Iterator[Candidate]:
     """Yields candidates of each kind in turn. `makes`: kind -> (stream of prompts, what makes a sample)."""
     prompts = prompts_of(config)
 
     def make_one(kind: str, number: int) -> making.Made:
         stream, make = makes[kind]
-        rng = generator(config.seed, f"{stream} path", number)
-        return make(world, prompts.prompt(stream, number), rng)
+        return make(prompts.prompt(stream, number), generator(config.seed, f"{stream} path", number))
 
     for number in prompts.numbers():
         for kind in makes:
@@ -277,7 +252,7 @@ def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any, world: W
 
 
 def _of_samples(
-    subset: str, config: Any, world: World, make: Callable, workdir: pathlib.Path
+    subset: str, config: Any, make: Callable[..., making.Made], workdir: pathlib.Path
 ) -> Iterator[Candidate]:
     """Candidates from the trajectories that phase 1 drew, in the order of the listing."""
     folder = workdir / SAMPLES
@@ -290,28 +265,7 @@ def _of_samples(
     listing = Listing(folder, files.read_json(folder / SETTINGS), read_only=True)
 
     def make_one(record: Any, number: int) -> making.Made:
-        return make(world, listing.sampled(record), generator(config.seed, f"{subset} sampled", number))
+        return make(listing.sampled(record), generator(config.seed, f"{subset} sampled", number))
 
     for number, record in enumerate(listing.records()):
         yield Candidate(f"{SAMPLED}-{record.uid}", functools.partial(make_one, record, number))
-
-
-def _announce(world: World, config: Any, work: str, samples: int, say: Callable[[str], None]) -> None:
-    """Says what the work will cost; scenes cost nothing."""
-    if config.world == "scenes" or samples <= 0:
-        return
-    from process_gen.recipe.service import PAPER_STEPS as steps
-
-    q = questions
-    planted = {q.GRAPH: 1.0, q.CHECK: steps + 1}
-    asked = {
-        "multi_turn": ({q.GRAPH: 1.0, q.STEPS: float(config.services.phrase), q.CHECK: steps}, steps),
-        "conflict": ({q.PLANS: steps, q.COMPLETE: 1.0, q.CHECK: 1.0, q.REST: 0.5}, 1.0),
-        "alignment": ({q.DRAFT: steps, **planted}, steps + 1),
-        SYMBOLIC: (planted, steps + 1),
-    }[work]
-    sides = [int(part) for part in config.services.size.split("x") if part.isdecimal()]
-    side = max(sides, default=ANY_SIDE)
-    told = world.estimates(*asked, samples, FilePrompts(config.prompts).characters, side)
-    for model, one in told.items():
-        say(f"{work}: {samples:,} samples, {model}: {one}")

@@ -24,21 +24,12 @@ _PLACES = 12  # tries for another place of a thing
 SEVERAL = "more than one error in a step"
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A mistake and the canvas without it.
-
-    Attributes:
-      mistake: its number is an index into `repaired.objects`, or -1 for a thing too many.
-      repaired: how the canvas should be.
-    """
-
-    mistake: Mistake
-    repaired: Scene
+Fault = tuple[Mistake, Scene]
+"""A mistake, and the canvas without it; its number is an index into that, -1 if it is a thing too many."""
 
 
 def changed(before: Scene, after: Scene) -> tuple[str, ...]:
-    """The kinds of changes between two scenes, of `strokes.KINDS`."""
+    """The kinds of changes between two scenes, as in a `Stroke`."""
     lost, new = lacking(before, after), lacking(after, before)
     kinds: list[str] = []
     moved = [t for t in lost if any((t.shape, t.colour) == (o.shape, o.colour) for o in new)]
@@ -77,12 +68,7 @@ def of_draft(planned: Scene, shown: Scene) -> Fault | None:
     if not all(thing.clear for thing in (*kept, *([wrong] if wrong else ()))):
         raise Skip("something unclear where nothing should be")
     repaired = Scene((*kept, *([right] if right else ())))
-    return Fault(dataclasses.replace(mistake, number=len(kept) if right else -1), repaired)
-
-
-def is_possible(scene: Scene) -> bool:
-    """Whether a scene can be drawn: a cell holds one thing."""
-    return len({thing.cell for thing in scene.objects}) == len(scene)
+    return dataclasses.replace(mistake, number=len(kept) if right else -1), repaired
 
 
 def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fault:
@@ -102,7 +88,7 @@ def of_plan(request: Request, scene: Scene, rng: Generator, level: Level) -> Fau
         if sound(request, repaired):
             if right is None and any(alike(wrong, thing) for thing in things):
                 kind = "count"
-            return Fault(Mistake(kind, number if right else -1, wrong, right), repaired)
+            return Mistake(kind, number if right else -1, wrong, right), repaired
     raise Skip(SEVERAL)
 
 

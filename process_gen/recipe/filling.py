@@ -9,11 +9,9 @@ from concurrent import futures
 
 import tqdm
 
-from process_gen.distributed import stopping
-from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import SampleFolder
-from process_gen.recipe.parts import Later, Skip
+from process_gen.recipe.parts import Later, RecipeError, Skip
 from process_gen.services.pool import LOOK_SECONDS, workers_of
 
 
@@ -34,14 +32,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """How a folder was filled.
-
-    Attributes:
-      counts: samples of each kind that are there.
-      wanted: the quotas.
-      made: samples that this call added.
-      seconds: that it took.
-    """
+    """How a folder was filled: samples of each kind, their quotas, and what this call added."""
 
     counts: Mapping[str, int]
     wanted: Mapping[str, int]
@@ -74,7 +65,6 @@ def fill(
     The exception is a candidate whose kind turns out to be full by then: it is recorded as rejected.
 
     Args:
-      growing: the folder.
       wanted: kind -> how many.
       candidates: in order; those in `growing.done` are skipped.
       workers: candidates that are made in parallel.
@@ -85,7 +75,7 @@ def fill(
       RecipeError: `patience` candidates in a row became no sample.
       ReportError, ServiceError: candidates in progress are finished first.
     """
-    start, before = time.monotonic(), sum(growing.counts.values())
+    start, before = time.monotonic(), growing.counts.total()
     bar = tqdm.tqdm(
         total=sum(wanted.values()), initial=before, unit=" samples", desc=growing.folder.name,
         mininterval=1.0,
@@ -93,24 +83,21 @@ def fill(
     with bar, workers_of(workers) as pool:
         filling = _Filling(growing, wanted, pool, bar, patience)
         filling.run(candidates, workers, stop)
-    made = sum(growing.counts.values()) - before
+    made = growing.counts.total() - before
     return Filled(dict(growing.counts), dict(wanted), made, max(time.monotonic() - start, 1e-9))
 
 
+@dataclasses.dataclass
 class _Filling:
     """State and loop of `fill`."""
 
-    def __init__(
-        self,
-        growing: SampleFolder,
-        wanted: Mapping[str, int],
-        pool: futures.Executor,
-        bar: tqdm.tqdm,
-        patience: int,
-    ):
-        self.growing, self.wanted, self.pool, self.bar = growing, wanted, pool, bar
-        self.patience, self.in_vain = patience, 0
-        self.under_way: dict[futures.Future, Candidate] = {}
+    growing: SampleFolder
+    wanted: Mapping[str, int]
+    pool: futures.Executor
+    bar: tqdm.tqdm
+    patience: int
+    in_vain: int = 0
+    under_way: dict[futures.Future, Candidate] = dataclasses.field(default_factory=dict)
 
     def left(self, kind: str = "") -> int:
         """Samples of a kind, or of all, that are neither there nor under way."""
@@ -120,37 +107,27 @@ class _Filling:
         return sum(self.wanted[k] for k in kinds) - there - going
 
     def run(self, candidates: Iterator[Candidate], workers: int, stop: Callable[[], None]) -> None:
-        problem: BaseException | None = None
-        while problem is None:
+        done, problem = self.growing.done, None
+        candidates = (c for c in candidates if c.uid not in done and (not c.kind or self.left(c.kind) > 0))
+        while problem is None or self.under_way:
             try:
-                stop()
-                while len(self.under_way) < 2 * workers and self.left() > 0:
-                    if (one := self._next(candidates)) is None:
-                        break
-                    self.under_way[self.pool.submit(one.make)] = one
-                if not self.under_way:
-                    return
+                if problem is None:
+                    stop()
+                    while len(self.under_way) < 2 * workers and self.left() > 0:
+                        if (one := next(candidates, None)) is None:
+                            break
+                        self.under_way[self.pool.submit(one.make)] = one
+                    if not self.under_way:
+                        return
                 self._settle()
-            except Exception as error:  # raised again when candidates in progress are written
+            except Exception as error:
                 if getattr(error, "at_once", False):  # a second signal
                     raise
-                problem = error
-        for future in self.under_way:
-            future.cancel()
-        while self.under_way:
-            try:
-                self._settle()
-            except stopping.Stopped:  # asked a second time
-                raise
-            except Exception:
-                continue  # the first problem is the one to tell
+                if problem is None:  # the one to tell, when candidates in progress are written
+                    problem = error
+                    for future in self.under_way:
+                        future.cancel()
         raise problem
-
-    def _next(self, candidates: Iterator[Candidate]) -> Candidate | None:
-        for one in candidates:
-            if one.uid not in self.growing.done and (not one.kind or self.left(one.kind) > 0):
-                return one
-        return None
 
     def _settle(self) -> None:
         """Waits at most `LOOK_SECONDS` for candidates, and writes or rejects those that are finished."""

@@ -7,8 +7,9 @@ things exclude each other, and none forms a cycle. So no subgraph holds a contra
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from process_gen.trajectory.markup import check_plain
@@ -91,11 +92,12 @@ def object_of(**properties: Any) -> dict[str, Any]:
     }
 
 
-_TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": TEXT}
 
 SCHEMA = object_of(
-    objects={"type": "array", "items": object_of(name=_TEXT, attributes=_TEXTS, alternative=_TEXT)},
-    relations={"type": "array", "items": object_of(subject=_TEXT, relation=_TEXT, target=_TEXT)},
+    objects={"type": "array", "items": object_of(name=TEXT, attributes=_TEXTS, alternative=TEXT)},
+    relations={"type": "array", "items": object_of(subject=TEXT, relation=TEXT, target=TEXT)},
     extras=_TEXTS,
 )
 """JSON schema of a graph, strict as OpenAI's `response_format` wants it."""
@@ -151,23 +153,17 @@ def contradiction(graph: Graph) -> str | None:
         if opposite and (same and other.relation == opposite or turned and other.relation == one.relation):
             return f"{one.subject!r} is {one.relation} and {opposite} {one.target!r}"
     for relation, opposite in OPPOSITES.items():
-        edges = [(r.subject, r.target) for r in relations if r.relation == relation]
-        edges += [(r.target, r.subject) for r in relations if r.relation == opposite]
-        if _has_circle(edges):
+        order = graphlib.TopologicalSorter()
+        for r in relations:
+            if r.relation == relation:
+                order.add(r.subject, r.target)
+            elif r.relation == opposite:
+                order.add(r.target, r.subject)
+        try:
+            order.prepare()
+        except graphlib.CycleError:
             return f"the relations {relation!r} form a circle"
     return None
-
-
-def _has_circle(edges: Sequence[tuple[str, str]]) -> bool:
-    """Whether edges form a cycle: some remain when edges into nodes without outgoing ones are removed."""
-    left = list(edges)
-    while left:
-        starts = {start for start, _ in left}
-        fewer = [edge for edge in left if edge[1] in starts]
-        if len(fewer) == len(left):
-            return True
-        left = fewer
-    return False
 
 
 def _list(value: Any, key: str) -> list[Any]:

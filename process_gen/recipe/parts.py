@@ -22,6 +22,10 @@ from process_gen.trajectory.markup import Plan
 from process_gen.trajectory.stages import Turn
 
 
+class RecipeError(ValueError):
+    """A recipe that cannot work as it is written; the message names the key and says what to do."""
+
+
 class Skip(Exception):
     """Raised for a candidate that becomes no sample; rejections are counted by this message.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import pathlib
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from process_gen.data.scenes_builder import default_mixture
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.parts import RecipeError
 from process_gen.scenes.prompts import sample_request
 
 
@@ -55,11 +53,6 @@ class FilePrompts:
         self.lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not self.lines:
             raise RecipeError(f"config.prompts: {path} holds no prompt: it needs one in each line")
-
-    @functools.cached_property
-    def characters(self) -> float:
-        """Characters of a prompt, on average."""
-        return statistics.fmean(map(len, self.lines))
 
     def numbers(self) -> Iterator[int]:
         return iter(range(len(self.lines)))

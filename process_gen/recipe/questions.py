@@ -10,23 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.common import files
-from process_gen.recipe.graphs import SCHEMA, object_of
+from process_gen.recipe.graphs import SCHEMA, TEXT, object_of
 from process_gen.trajectory.markup import check_plain
 
-TEXT, FLAG = {"type": "string"}, {"type": "boolean"}
+FLAG = {"type": "boolean"}
+_TYPES = {"string": str, "boolean": bool}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """Something to ask.
+    """Something to ask: a system message, a template with `{name}`s to fill in, and the schema of the answer.
 
-    Attributes:
-      name: in messages and schemas.
-      system: the system message.
-      template: of the text; `{name}` is filled in.
-      schema: of the answer.
-      answer_characters: characters of a typical answer, for the estimate of costs.
-      images: that are sent along, for the same estimate.
+    For the estimate of costs: the characters of a typical answer, and the images that are sent along.
     """
 
     name: str
@@ -48,32 +43,23 @@ class Question:
     def read(self, answer: str) -> dict[str, Any] | None:
         """The object in an answer; None where it does not fit the schema, or its texts fit no record."""
         try:
-            found = files.from_json(_bare(answer))
-        except ValueError:
+            found = files.from_json(_without_fence(answer))
+            for name, kind in self.schema["properties"].items():
+                value = found[name]
+                if not isinstance(value, _TYPES.get(kind["type"], object)):
+                    return None
+                if isinstance(value, str):
+                    check_plain(value, name)
+        except (ValueError, LookupError, TypeError):
             return None
-        properties = self.schema["properties"]
-        if not isinstance(found, dict) or set(properties) - set(found):
-            return None
-        for name, kind in properties.items():
-            value = found[name]
-            if kind is FLAG and not isinstance(value, bool) or kind is TEXT and not _is_plain(value):
-                return None
         return found
 
 
-def _bare(answer: str) -> str:
-    """The answer without a fence of backticks around it."""
+def _without_fence(answer: str) -> str:
     text = answer.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json")
     return text
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(check_plain(value, "an answer") or True)
-    except ValueError:
-        return False
 
 
 _ARTIST = "You prepare training data for a model that draws a picture in steps. Answer with JSON only."
@@ -113,10 +99,17 @@ CHECK = Question(
     "before. Prompt of the whole picture: {prompt}\n"
     "Instruction of the step: {instruction}\n"
     "The picture should show afterwards: {description}\n"
-    "{last}Say whether the last image carries out the instruction, shows the description, and changes "
+    "Say whether the last image carries out the instruction, shows the description, and changes "
     "nothing else; and in one sentence why.",
     object_of(ok=FLAG, reason=TEXT),
     images=2,
+)
+
+LAST_CHECK = dataclasses.replace(
+    CHECK,
+    template=CHECK.template.replace(
+        "Say whether", "It is the last step, so the image should show the whole prompt. Say whether"
+    ),
 )
 
 PLANS = Question(

@@ -14,7 +14,7 @@ from process_gen.recipe.parts import Opinion, Skip
 from process_gen.recipe.strokes import Stroke
 from process_gen.scenes import language
 from process_gen.scenes.grammar import read_request
-from process_gen.scenes.graph import Object, Scene, alike, lacking, scene_from_json
+from process_gen.scenes.graph import Object, Scene, alike, lacking, same, scene_from_json
 from process_gen.scenes.hung import match_cells
 from process_gen.scenes.judge import judge
 from process_gen.scenes.levels import get_level
@@ -81,9 +81,7 @@ class Scenes:
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
         shown, wanted = parse(image, self.level), stroke.state.scene
-        right = not lacking(shown, wanted) and not lacking(wanted, shown)
-        if right and last:
-            right = judge(self.request(prompt), shown).correct
+        right = same(shown, wanted) and (not last or judge(self.request(prompt), shown).correct)
         return Opinion(right, stroke.state.words)
 
     # ------------------------------------------------------- subsets 2 and 3
@@ -106,21 +104,23 @@ class Scenes:
             opinions.append(self._told(planned[ends], meant, rng))
         elif ends < len(steps):
             shown = parse(steps[ends].image, self.level)
-            if lacking(shown, planned[ends]) or lacking(planned[ends], shown):
+            if not same(shown, planned[ends]):
                 shown = planned[ends]
-            opinions.append(self._conflict(faults.of_plan(request, shown, rng, self.level), rng))
+            mistake, repaired = faults.of_plan(request, shown, rng, self.level)
+            opinions.append(self._objection(mistake, repaired, repaired, rng))
         return opinions
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
         planned, drawn = self._described(plan), parse(image, self.level)
-        if not faults.is_possible(planned):
+        if len({thing.cell for thing in planned.objects}) < len(planned):
             raise Skip("a description that contradicts itself", plan.description)
         if self.level.hung:
             shown = match_cells(drawn, planned, self.level)
             if find_mistakes(shown, planned):
                 return self._told(shown, planned, rng, drawn)
         elif (fault := faults.of_draft(planned, drawn)) is not None:
-            return self._conflict(fault, rng)
+            mistake, repaired = fault
+            return self._objection(mistake, repaired, repaired, rng)
         return Opinion(True, self._agreement(Scene(), planned, image, rng))
 
     def complete(self, prompt: str, image: np.ndarray) -> bool:
@@ -164,7 +164,7 @@ class Scenes:
     def _agreement(self, before: Scene, scene: Scene, image: np.ndarray, rng: Generator) -> str:
         """What the teacher says of a right draft. Raises Skip where it is not right."""
         shown = match_cells(parse(image, self.level), scene, self.level)
-        if lacking(shown, scene) or lacking(scene, shown):
+        if not same(shown, scene):
             raise Skip("a draft that does not show its plan")
         new = lacking(scene, before)
         touched = [n for n, thing in enumerate(scene.objects) if any(thing is one for one in new)]
@@ -189,9 +189,13 @@ class Scenes:
         mistake = with_anchor(mistakes[0], meant, self.level)
         if mistake.right is None and any(alike(mistake.wrong, thing) for thing in meant.objects):
             mistake = dataclasses.replace(mistake, kind="count")
-        words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)
         at = next((n for n, thing in enumerate(shown.objects) if thing is wrong), None)
         repaired = None if drawn is None else self._repaired(drawn.objects, at, mistake)
+        return self._objection(mistake, meant, repaired, rng)
+
+    def _objection(self, mistake: Mistake, meant: Scene, repaired: Scene | None, rng: Generator) -> Opinion:
+        """Names a mistake and its correction; its number is an index into `meant`."""
+        words = name_fault(mistake, dict(enumerate(meant.objects)), rng, self.level)
         return Opinion(False, words, say_repair(mistake, self.level, rng), repaired)
 
     def _mended(self, request: Request, scene: Scene) -> Scene:
@@ -216,8 +220,3 @@ class Scenes:
         else:
             there = hang(right, others, self.level, anchors)
         return there and Scene((*others, there))
-
-    def _conflict(self, fault: faults.Fault, rng: Generator) -> Opinion:
-        state = dict(enumerate(fault.repaired.objects))
-        words = name_fault(fault.mistake, state, rng, self.level)
-        return Opinion(False, words, say_repair(fault.mistake, self.level, rng), fault.repaired)

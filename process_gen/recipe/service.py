@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from numpy.random import Generator
 
 from process_gen.evaluation.tasks.chat_task import fill
 from process_gen.recipe import questions, strokes
-from process_gen.recipe.graphs import Graph, GraphError, read_graph
+from process_gen.recipe.graphs import Graph, read_graph
+from process_gen.recipe.making import draw
 from process_gen.recipe.parts import Later, Opinion, Skip
 from process_gen.recipe.questions import Question
 from process_gen.recipe.strokes import Stroke
@@ -25,21 +27,15 @@ from process_gen.trajectory.stages import Turn, draft, refinement
 PAPER_STEPS = 3.51
 """The paper's mean number of intermediate images of a trajectory, which estimates use."""
 
+ANY_SIDE = 1024
+"""Side in pixels that estimates assume where the endpoint chooses the size of images."""
+
 
 class Services:
-    """All parts (`parts.World`), by two services.
+    """All parts (`parts.World`), by a service that answers questions, also about images, and one that draws.
 
-    Args:
-      chat: answers questions, about images too.
-      images: draws and edits.
-      size: of images, as its endpoint names it: `1024x1024`.
-      steps: of a trajectory, at most.
-      pair: how often a step adds two things where one would do.
-      answer_tokens: most tokens of an answer.
-      phrase: whether the chat model puts steps into words of its own.
-
-    Raises:
-      ServiceError: an endpoint that cannot be used as asked.
+    Options are those of `config.services` (`configs/recipe/paper.py`). Raises ServiceError where an endpoint
+    cannot be used as asked.
     """
 
     author = "model"
@@ -57,7 +53,7 @@ class Services:
     ):
         self.chat, self.images = Endpoint(chat), Endpoint(images)
         self.name, self.workers = f"{chat.model}+{images.model}", chat.workers
-        self._steps, self._pair, self._phrase = steps, pair, phrase
+        self._size, self._steps, self._pair, self._phrase = size, steps, pair, phrase
         self._answer_tokens, self._extra = answer_tokens, read_extra(chat.extra)
         drawn = {"size": size, "response_format": "b64_json", **read_extra(images.extra)}
         self._drawn = without_none(drawn)
@@ -70,16 +66,10 @@ class Services:
     # ---------------------------------------------------------------- subset 1
 
     def graph(self, prompt: str) -> Graph:
-        said: list[str] = []
+        def read(answer: str) -> Graph:
+            return read_graph(questions.GRAPH.read(answer))
 
-        def read(answer: str) -> Graph | None:
-            try:
-                return read_graph(questions.GRAPH.read(answer))
-            except GraphError as error:
-                said.append(str(error))
-                raise
-
-        return self._ask(questions.GRAPH, prompt, {}, read=read, problems=said)
+        return self._ask(questions.GRAPH, prompt, {}, read=read)
 
     def strokes(self, prompt: str, rng: Generator, rewrites: float) -> list[Stroke]:
         found = strokes.schedule(rng, self.graph(prompt), self._steps, rewrites, self._pair)
@@ -92,10 +82,9 @@ class Services:
     def check(
         self, prompt: str, stroke: Stroke, before: np.ndarray | None, image: np.ndarray, last: bool
     ) -> Opinion:
-        told = {"instruction": stroke.plan.instruction, "description": stroke.plan.description}
-        end = "It is the last step, so the image should show the whole prompt. " if last else ""
+        question = questions.LAST_CHECK if last else questions.CHECK
         shown = [image] if before is None else [before, image]
-        said = self._ask(questions.CHECK, prompt, told, shown, raw={"last": end})
+        said = self._ask(question, prompt, dataclasses.asdict(stroke.plan), shown)
         return Opinion(said["ok"], said["reason"])
 
     # ------------------------------------------------------- subsets 2 and 3
@@ -103,9 +92,7 @@ class Services:
     def plans(self, prompt: str, steps: Sequence[Turn], rng: Generator) -> list[Opinion]:
         opinions: list[Opinion] = []
         for end in range(1, len(steps) + 1):
-            told = [
-                {"instruction": s.plan.instruction, "description": s.plan.description} for s in steps[:end]
-            ]
+            told = [dataclasses.asdict(step.plan) for step in steps[:end]]
             said = self._ask(questions.PLANS, prompt, {"steps": told})
             opinions.append(_opinion(said, "consistent"))
             if not opinions[-1].ok:
@@ -113,8 +100,7 @@ class Services:
         return opinions
 
     def draft(self, prompt: str, plan: Plan, image: np.ndarray, rng: Generator) -> Opinion:
-        told = {"instruction": plan.instruction, "description": plan.description}
-        return _opinion(self._ask(questions.DRAFT, prompt, told, [image]), "aligned")
+        return _opinion(self._ask(questions.DRAFT, prompt, dataclasses.asdict(plan), [image]), "aligned")
 
     def complete(self, prompt: str, image: np.ndarray) -> bool:
         return self._ask(questions.COMPLETE, prompt, {}, [image])["ok"]
@@ -131,41 +117,26 @@ class Services:
         if not said["missing"]:
             return []
         stroke = Stroke(Plan(said["instruction"], said["description"]), ("add",))
-        return [self._turn(prompt, stroke, image, True)]
+        return draw(self, prompt, [stroke], image)[0]
 
     # ----------------------------------------------------------------- planted
 
     def planted(self, prompt: str, rng: Generator, wrong: bool, in_plan: bool) -> list[Turn]:
         graph = self.graph(prompt)
         if not wrong:
-            return self._turns(prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair), None)
+            return draw(self, prompt, strokes.schedule(rng, graph, self._steps, 0.0, self._pair))[0]
         planted = strokes.plant(rng, graph, self._steps, self._pair)
         if planted is None:
             raise Skip("no way to plant an error")
-        turns = self._turns(prompt, planted.before, None)
-        image = self._turn(prompt, planted.wrong, turns[-1].image if turns else None, False).image
+        turns, _ = draw(self, prompt, (*planted.before, planted.wrong), ends=False)
+        image = turns.pop().image
         plan, words = planted.wrong.plan, planted.analysis  # the image carries out the wrong plan
         if not in_plan:
             plan, words = planted.right.plan, planted.shown
         turns.append(draft(image, plan, words, image_ok=False))
         corrected = self.correct(prompt, Opinion(False, words, planted.correction), image)
         turns.append(refinement(corrected, planted.correction))
-        return turns + self._turns(prompt, planted.rest, corrected)
-
-    def _turns(self, prompt: str, path: Sequence[Stroke], before: np.ndarray | None) -> list[Turn]:
-        turns: list[Turn] = []
-        for number, stroke in enumerate(path, 1):
-            turns.append(self._turn(prompt, stroke, before, number == len(path)))
-            before = turns[-1].image
-        return turns
-
-    def _turn(self, prompt: str, stroke: Stroke, before: np.ndarray | None, last: bool) -> Turn:
-        """Draws one step. Raises Skip where its image is not accepted."""
-        image = self.paint(prompt, stroke, before, 0)
-        opinion = self.check(prompt, stroke, before, image, last)
-        if not opinion.ok:
-            raise Skip("no image of a step was accepted", opinion.words)
-        return draft(image, stroke.plan, opinion.words)
+        return turns + draw(self, prompt, planted.rest, corrected)[0]
 
     # --------------------------------------------------------------------- ask
 
@@ -175,18 +146,24 @@ class Services:
         prompt: str,
         told: dict[str, Any],
         images: Sequence[np.ndarray] = (),
-        *,
         read: Callable[[str], Any] | None = None,
-        problems: Sequence[str] = (),
-        raw: dict[str, str] | None = None,
     ) -> Any:
-        """Asks the chat model; `told` goes into the question as JSON, `raw` as it is. Raises Skip, Later."""
+        """Asks the chat model; prompt and `told` go into the question as JSON. Raises Skip, Later."""
+        told = {"prompt": prompt, **told}
         values = {name: json.dumps(value, ensure_ascii=False) for name, value in told.items()}
-        values |= {"prompt": json.dumps(prompt, ensure_ascii=False)} | (raw or {})
         text, what = fill(question.template, values), f"{question.name} of {prompt[:60]!r}"
         fields = without_none({**question.fields(self._answer_tokens), **self._extra})
+        problems: list[str] = []
+
+        def read_or_note(answer: str) -> Any:
+            try:
+                return (read or question.read)(answer)
+            except ValueError as error:  # which the model is told as well
+                problems.append(str(error))
+                raise
+
         try:
-            return self.chat.ask(what, question.system, text, images, fields, read or question.read)[0]
+            return self.chat.ask(what, question.system, text, images, fields, read_or_note)[0]
         except Unread as error:
             detail = problems[-1] if problems else str(error)
             raise Skip(f"answers to {question.name} that cannot be read", detail) from None
@@ -202,7 +179,7 @@ class Services:
 
     def _phrased(self, prompt: str, path: Sequence[Stroke]) -> list[Stroke]:
         """The same steps in the words of the chat model."""
-        told = [{"instruction": s.plan.instruction, "description": s.plan.description} for s in path]
+        told = [dataclasses.asdict(stroke.plan) for stroke in path]
 
         def read(answer: str) -> list[Plan] | None:
             found = questions.STEPS.read(answer)
@@ -213,38 +190,36 @@ class Services:
             return None if None in texts else [Plan(**text) for text in texts]
 
         plans = self._ask(questions.STEPS, prompt, {"steps": told}, read=read)
-        return [Stroke(p, s.kinds, s.graph, s.state) for p, s in zip(plans, path, strict=True)]
+        return [dataclasses.replace(stroke, plan=p) for p, stroke in zip(plans, path, strict=True)]
 
     # ---------------------------------------------------------------- estimate
 
-    def estimates(
-        self, per_sample: dict[Question, float], images: float, samples: int, characters: float, size: int
-    ) -> dict[str, Estimate]:
+    def estimates(self, work: str, samples: int, characters: float) -> dict[str, Estimate]:
         """What some samples will take, by service.
 
-        Args:
-          per_sample: how often each question is asked.
-          images: that are drawn for a sample.
-          samples: how many.
-          characters: of a prompt, on average.
-          size: of an image, pixels a side.
+        `work` is `multi_turn`, `conflict` (self-sampled), `alignment` or `symbolic`.
         """
+        q, steps = questions, PAPER_STEPS
+        planted = {q.GRAPH: 1.0, q.CHECK: steps + 1}
+        per_sample, images_each = {  # how often each question is asked, and how many images are drawn
+            "multi_turn": ({q.GRAPH: 1.0, q.STEPS: float(self._phrase), q.CHECK: steps}, steps),
+            "conflict": ({q.PLANS: steps, q.COMPLETE: 1.0, q.CHECK: 1.0, q.REST: 0.5}, 1.0),
+            "alignment": ({q.DRAFT: steps, **planted}, steps + 1),
+            "symbolic": (planted, steps + 1),
+        }[work]
         asked = {question: round(samples * n) for question, n in per_sample.items()}
-        requests = sum(asked.values())
         text = sum(
-            n * (len(q.system) + len(q.template) + len(json.dumps(q.schema)) + characters)
-            for q, n in asked.items()
+            n * (len(one.system) + len(one.template) + len(json.dumps(one.schema)) + characters)
+            for one, n in asked.items()
         )
-        looks = sum(n * q.images for q, n in asked.items()) * estimate.image_tokens(size, size)
-        answers = sum(n * q.answer_characters for q, n in asked.items()) // estimate.CHARACTERS_PER_TOKEN
-        drawn = round(samples * images)
+        side = max((int(part) for part in self._size.split("x") if part.isdecimal()), default=ANY_SIDE)
+        looks = sum(n * one.images for one, n in asked.items()) * estimate.image_tokens(side, side)
+        answers = sum(n * one.answer_characters for one, n in asked.items()) // estimate.CHARACTERS_PER_TOKEN
+        drawn = round(samples * images_each)
+        chat, images = self.chat.service, self.images.service
         return {
-            self.chat.service.model: estimate.estimate(
-                self.chat.service, requests, round(text), round(looks), answers
-            ),
-            self.images.service.model: estimate.estimate(
-                self.images.service, drawn, round(drawn * characters), 0, 0, drawn
-            ),
+            chat.model: estimate.estimate(chat, sum(asked.values()), round(text), looks, answers),
+            images.model: estimate.estimate(images, drawn, round(drawn * characters), 0, 0, drawn),
         }
 
 

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from process_gen.common import files
 from process_gen.experiment import builders, cli
-from process_gen.recipe.building import PROMPTS, SAMPLES, SELF_SAMPLED, SUBSETS, settings_of
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.building import PROMPTS, SAMPLES, SUBSETS, sampled_share, settings_of
+from process_gen.recipe.parts import RecipeError
 from process_gen.trajectory.record import to_json
 
 NAME = "stages.json"
@@ -23,12 +23,10 @@ PHASES = ("phase_1", "phase_2")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command.
+    """One command, a module below `process_gen` with its flags.
 
     Attributes:
       name: also of the file in `WORKDIR/stages` that marks it as done.
-      command: the module below `process_gen`.
-      flags: of the command.
       everyone: whether all hosts run it together; else the first one does, and the others wait.
       key: a hash of all that it depends on, earlier stages included; a stage whose key changed runs again.
     """
@@ -42,10 +40,6 @@ class Stage:
 
 def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     """Writes the configs of the recipe and of both phases, and the list of stages, which it returns.
-
-    Args:
-      config: of the recipe.
-      workdir: of the recipe.
 
     Raises:
       RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples.
@@ -99,7 +93,7 @@ def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> lis
         return Stage(phase, "train", (stored, f"--workdir={workdir / phase}"), everyone=True)
 
     stages = [own("multi_turn"), train("phase_1")]
-    if _wants_samples(config, needed):
+    if any(sampled_share(subset, config) for subset in needed):
         files_of = (f"--prompts_file={workdir / PROMPTS}", f"--output_dir={workdir / SAMPLES}")
         told = (f"--workdir={workdir / 'phase_1'}", *files_of, "--nostrips", *config.samples.flags)
         stages += [own("prompts"), Stage("samples", "sample", told, everyone=True)]
@@ -140,16 +134,11 @@ def needed_subsets(config: Any) -> list[str]:
     return found
 
 
-def _wants_samples(config: Any, needed: list[str]) -> bool:
-    """Whether a subset is made of what phase 1 draws."""
-    text = "conflict" in needed and config.conflict.critique == SELF_SAMPLED
-    return text or ("alignment" in needed and config.alignment.sampled > 0)
-
-
 def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
     """The config of a phase: the base with what the phase overrides, on the subsets of the workdir."""
     training = ConfigDict(cli.load_config(config.base))
-    if len(needed_subsets(config)) + len(_others(config)) == 1:
+    places = {name: workdir / name for name in needed_subsets(config)} | _others(config)
+    if len(places) == 1:
         training.layout.after = 0  # without critiques, the texts of agreement in subset 1 teach nothing
     _override(training, config[phase], f"config.{phase}")
     if config.most_turns > training.layout.turns:
@@ -157,14 +146,14 @@ def _training(config: Any, phase: str, workdir: pathlib.Path) -> ConfigDict:
             f"config.most_turns is {config.most_turns}, a row of {config.base} has {training.layout.turns} "
             f"turns: set --config.most_turns={training.layout.turns}"
         )
-    places = {name: workdir / name for name in SUBSETS}
-    training.data.update(dict(source="folder", path=str(places["multi_turn"]), mode="process"))
+    training.data.update(dict(source="folder", path=str(workdir / "multi_turn"), mode="process"))
     if phase == "phase_2":
         training.train.init = str(workdir / "phase_1")
-        places |= _others(config)
-        names = [*needed_subsets(config), *_others(config)]
-        sources = {name: _source(config, name, places[name]) for name in names}
-        training.data.sources = ConfigDict(sources)
+        entries = {name: config.mixture[name] for name in places}
+        training.data.sources = {
+            name: dict(source="folder", path=str(places[name]), weight=own.weight, stages=tuple(own.stages))
+            for name, own in entries.items()
+        }
     return training.lock()
 
 
@@ -184,12 +173,6 @@ def _others(config: Any) -> dict[str, pathlib.Path]:
                 )
             found[name] = pathlib.Path(entry.path).absolute()
     return found
-
-
-def _source(config: Any, name: str, place: pathlib.Path) -> dict[str, Any]:
-    """A subset as an entry of `config.data.sources`."""
-    own = config.mixture[name]
-    return dict(source="folder", path=str(place), weight=own.weight, stages=tuple(own.stages))
 
 
 def _override(config: ConfigDict, changes: ConfigDict, place: str) -> None:

@@ -13,7 +13,7 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.recipe.building import SUBSETS
 from process_gen.recipe.output import REJECTED, read_lines
 from process_gen.reports.listing import NAME
-from process_gen.reports.table import table
+from process_gen.reports.table import cell, table
 
 PAPER = {
     ("multi_turn", "samples: multi_turn"): 32_012,
@@ -85,11 +85,5 @@ def describe(found: dict[str, dict[str, float]]) -> str:
     rows = []
     for name, figures in found.items():
         for figure, value in figures.items():
-            rows.append([name, figure, _shown(value), _shown(PAPER.get((name, figure)))])
+            rows.append([name, figure, cell(value, 2), cell(PAPER.get((name, figure)), 2)])
     return table(rows, ("subset", "figure", "here", "paper"))
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"

@@ -23,8 +23,6 @@ from process_gen.recipe.graphs import OPPOSITES, Graph, Relation, Thing, contrad
 from process_gen.trajectory.markup import Plan
 
 Kind = Literal["add", "modify", "swap", "remove"]
-KINDS: tuple[Kind, ...] = ("add", "modify", "swap", "remove")
-REWRITES = KINDS[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +31,12 @@ class Stroke:
 
     Attributes:
       plan: in words.
-      kinds: of its changes, of `KINDS`.
-      graph: the scene as it should stand afterwards; None where it is not known as a graph.
-      state: the same in the scenes world (`scenes.Taught`).
+      kinds: of its changes.
+      state: the scene as it should stand afterwards: a `Graph`, in the scenes world a `scenes.Taught`.
     """
 
     plan: Plan
-    kinds: tuple[str, ...]
-    graph: Graph | None = None
+    kinds: tuple[Kind, ...]
     state: Any = None
 
 
@@ -61,7 +57,7 @@ def describe(graph: Graph) -> str:
     return "; ".join([things, *facts])
 
 
-def added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
+def _added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
     """The words that add `thing`, a part of `graph`; `earlier` are the names of what was drawn before."""
     facts = [f" {r.relation} the {r.target}" for r in graph.relations if r.subject == thing.name]
     facts += [
@@ -73,18 +69,13 @@ def added(thing: Thing, graph: Graph, earlier: Sequence[str]) -> str:
 
 
 def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: float) -> list[Stroke]:
-    """The steps that draw a graph.
+    """The steps that draw a graph, at most `most` (at least 2).
 
-    Args:
-      rng: draws the path.
-      graph: the final scene.
-      most: steps, at most (at least 2).
-      rewrites: the share of trajectories with a rewrite, where the graph allows one.
-      pair: how often a step adds two things where one would do.
+    A share `rewrites` has a rewrite, where the graph allows one; `pair` is how often a step adds two things
+    where one would do.
     """
-    kinds = _possible(graph) if rng.random() < rewrites else ()
-    kind = kinds[int(rng.random() * len(kinds))] if kinds else "add"
-    first, words = _rewritten(rng, graph, kind)
+    rewrite = rng.random() < rewrites and _options(graph)
+    kind, first, words = _rewritten(rng, graph) if rewrite else ("add", graph, "")
     room = most - bool(words)
     names = [thing.name for thing in first.things]
     if kind == "remove":  # so that what is removed never stands alone
@@ -97,15 +88,9 @@ def schedule(rng: Generator, graph: Graph, most: int, rewrites: float, pair: flo
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """A path with one step that is wrong, and what puts it right.
+    """A path with one step that is wrong, and the instruction that puts it right.
 
-    Attributes:
-      before: the steps until then.
-      wrong, right: the step as it goes wrong, and as it should have been.
-      analysis: what contradicts the prompt.
-      shown: what the picture shows otherwise than the right step says.
-      correction: the instruction that puts it right.
-      rest: the steps after that.
+    `analysis` says what contradicts the prompt, `shown` how the picture differs from the right step.
     """
 
     before: tuple[Stroke, ...]
@@ -120,19 +105,11 @@ class Planted:
 def plant(rng: Generator, graph: Graph, most: int, pair: float) -> Planted | None:
     """A conflict made from the graph alone: another attribute, a relation reversed, or a thing too many.
 
-    Args:
-      rng: draws the path and the conflict.
-      graph: the final scene.
-      most: steps, at most; the correction does not count.
-      pair: how often a step adds two things where one would do.
-
-    Returns:
-      None where the graph allows no conflict.
+    None where the graph allows none. `most` and `pair` are as for `schedule`; the correction does not count.
     """
-    if not (kinds := _possible(graph)):
+    if not _options(graph):
         return None
-    kind = kinds[int(rng.random() * len(kinds))]
-    other, correction = _rewritten(rng, graph, kind)
+    kind, other, correction = _rewritten(rng, graph)
     groups = _groups(rng, [thing.name for thing in graph.things], most, pair)
     right = _additions(graph, groups)
     if kind == "remove":
@@ -151,15 +128,13 @@ def _told(kind: Kind, graph: Graph, other: Graph) -> tuple[str, str]:
         wanted, found = next((with_article(a.noun), with_article(b.noun)) for a, b in pairs if a != b)
     elif kind == "swap":
         pairs = zip(graph.relations, other.relations, strict=True)
-        wanted, found = next((_fact(a), _fact(b)) for a, b in pairs if a != b)
+        right, wrong = next(pair for pair in pairs if pair[0] != pair[1])
+        wanted = f"the {right.subject} {right.relation} the {right.target}"
+        found = f"the {wrong.subject} {wrong.relation} the {wrong.target}"
     else:
         extra = with_article(other.things[-1].noun)
         return f"the prompt does not ask for {extra}", f"the picture shows {extra}, which was not asked for"
     return f"the prompt asks for {wanted}, not for {found}", f"the picture shows {found}, not {wanted}"
-
-
-def _fact(edge: Relation) -> str:
-    return f"the {edge.subject} {edge.relation} the {edge.target}"
 
 
 def _additions(graph: Graph, groups: Sequence[Sequence[str]]) -> tuple[Stroke, ...]:
@@ -169,51 +144,45 @@ def _additions(graph: Graph, groups: Sequence[Sequence[str]]) -> tuple[Stroke, .
     for group in groups:
         earlier, there = there, [*there, *group]
         part = graph.part(there)
-        words = [added(part.thing(name), part, earlier) for name in group]
+        words = [_added(part.thing(name), part, earlier) for name in group]
         strokes.append(Stroke(Plan(" and ".join(words), describe(part)), ("add",) * len(group), part))
     return tuple(strokes)
 
 
-def _possible(graph: Graph) -> tuple[Kind, ...]:
-    """The rewrites that a graph allows."""
-    allowed = {
-        "modify": any(thing.attributes and thing.alternative for thing in graph.things),
-        "swap": bool(_turnable(graph)),
-        "remove": bool(graph.extras),
+def _options(graph: Graph) -> dict[Kind, list[Any]]:
+    """The rewrites that a graph allows, each with what it may be of: things, relations, extras."""
+    found: dict[Kind, list[Any]] = {
+        "modify": [thing for thing in graph.things if thing.attributes and thing.alternative],
+        "swap": [edge for edge in graph.relations if contradiction(_turned(graph, edge)) is None],
+        "remove": list(graph.extras),
     }
-    return tuple(kind for kind in REWRITES if allowed[kind])
+    return {kind: some for kind, some in found.items() if some}
 
 
-def _rewritten(rng: Generator, graph: Graph, kind: Kind) -> tuple[Graph, str]:
-    """The graph before the rewrite step, and the step's instruction, which leads to `graph`; "" if none."""
+def _rewritten(rng: Generator, graph: Graph) -> tuple[Kind, Graph, str]:
+    """Draws a rewrite: its kind, the graph before it, and the instruction that leads from that to `graph`."""
 
     def one_of(options: Sequence[Any]) -> Any:
         return options[int(rng.random() * len(options))]
 
+    options = _options(graph)
+    kind = one_of([*options])
+    chosen = one_of(options[kind])
     if kind == "modify":
-        thing = one_of([thing for thing in graph.things if thing.attributes and thing.alternative])
-        other = dataclasses.replace(thing, attributes=(thing.alternative, *thing.attributes[1:]))
-        things = tuple(other if one is thing else one for one in graph.things)
-        words = f"change the {other.noun} into {with_article(thing.noun)}"
-        return dataclasses.replace(graph, things=things), words
+        other = dataclasses.replace(chosen, attributes=(chosen.alternative, *chosen.attributes[1:]))
+        things = tuple(other if one is chosen else one for one in graph.things)
+        words = f"change the {other.noun} into {with_article(chosen.noun)}"
+        return kind, dataclasses.replace(graph, things=things), words
     if kind == "swap":
-        edge = one_of(_turnable(graph))
-        return turned(graph, edge), f"swap the {edge.subject} and the {edge.target}"
-    if kind == "remove":
-        extra = Thing(one_of(graph.extras))
-        return dataclasses.replace(graph, things=(*graph.things, extra)), f"remove the {extra.name}"
-    return graph, ""
+        return kind, _turned(graph, chosen), f"swap the {chosen.subject} and the {chosen.target}"
+    extra = Thing(chosen)
+    return kind, dataclasses.replace(graph, things=(*graph.things, extra)), f"remove the {extra.name}"
 
 
-def turned(graph: Graph, edge: Relation) -> Graph:
+def _turned(graph: Graph, edge: Relation) -> Graph:
     """The graph with subject and target of one relation exchanged."""
     other = Relation(edge.target, edge.relation, edge.subject)
     return dataclasses.replace(graph, relations=tuple(other if r == edge else r for r in graph.relations))
-
-
-def _turnable(graph: Graph) -> list[Relation]:
-    """The relations whose subject and target can be exchanged without a contradiction."""
-    return [edge for edge in graph.relations if contradiction(turned(graph, edge)) is None]
 
 
 def _groups(rng: Generator, names: Sequence[str], most: int, pair: float) -> list[list[str]]:

@@ -125,6 +125,11 @@ def lacking(scene: Scene, other: Scene) -> list[Object]:
     return found
 
 
+def same(scene: Scene, other: Scene) -> bool:
+    """Whether two scenes hold the same things, compared as descriptions name them."""
+    return not lacking(scene, other) and not lacking(other, scene)
+
+
 def scene_from_json(data: Mapping[str, Any], level: str | Level) -> Scene:
     """Reads what `Scene.to_json` wrote, or a scene that a person wrote.
 

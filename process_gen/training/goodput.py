@@ -37,12 +37,7 @@ EVERY = 30.0
 
 
 class Goodput(contextlib.AbstractContextManager):
-    """Accounts for a run's wall time; the lead host writes the file, the others only count.
-
-    Args:
-      workdir: of the run; the file that earlier starts left there is read.
-      clock: seconds since the epoch.
-    """
+    """Accounts for a run's wall time, starts before this one included; the lead host writes it."""
 
     def __init__(self, workdir: str, clock: Callable[[], float] = time.time):
         self._path, self._clock = epath.Path(workdir) / FILE, clock

@@ -34,7 +34,6 @@ def load(
 
     Args:
       buckets: the trajectories by image size (`buckets.split_into_buckets`).
-      layouts: by image size.
       rows: indices in the global batch of the rows that this host loads.
       split: `train` or `validation`.
 

@@ -142,12 +142,10 @@ def memory() -> dict[str, float]:
 
     Devices are left out if their backend has no memory statistics, as on a CPU.
     """
-    found = {}
-    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    for name, key in (("in_use", "bytes_in_use"), ("peak", "peak_bytes_in_use"), ("limit", "bytes_limit")):
-        values = [one[key] for one in stats if key in one]
-        if values:
-            found[f"memory/{name}_gib"] = max(values) / GIB
+    keys = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    most = {name: max((one[key] for one in stats if key in one), default=None) for name, key in keys.items()}
+    found = {f"memory/{name}_gib": value / GIB for name, value in most.items() if value is not None}
     unit = 1 if sys.platform == "darwin" else 1024
     found["memory/host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     return found

@@ -28,12 +28,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclasses.dataclass
 class NonFiniteGuard:
-    """Counts the non-finite steps in a row.
-
-    Attributes:
-      workdir: `workdir/nonfinite` gets the batches.
-      limit: how many in a row end the run.
-    """
+    """Counts the non-finite steps in a row, `limit` of which end the run; saves their batches."""
 
     workdir: pathlib.Path
     limit: int

@@ -30,19 +30,18 @@ import collections
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from process_gen.data.buckets import Size, size_of
 from process_gen.distributed import sharding
 from process_gen.losses.registry import STAGES
-from process_gen.models import autoencoder, partition
+from process_gen.models import autoencoder
 from process_gen.sampling.packed import draw_rows
 from process_gen.training import scoring
 from process_gen.training.program import TrainProgram
@@ -54,34 +53,26 @@ _DRAWN, _CHOSEN = 1, 2
 """Random streams, for drawing images and for choosing them; combined with the seed and the step."""
 
 
-class _Place(NamedTuple):
-    """Where a trajectory is in a batch: its row and its turn slots; and the hash of its content."""
-
-    row: int
-    slots: np.ndarray
-    name: bytes
+_Place = tuple[int, np.ndarray, bytes]
+"""Where a trajectory is in a batch: its row and its turn slots; and the hash of its content."""
 
 
 class OwnStates:
     """Draws and caches images of the model's own, and puts them into batches.
 
-    Args:
-      programs: by image size.
-      rows: indices in the global batch of the rows that this host loads.
-      drawings: from `drawings_of`; made here by default.
+    `rows` are the indices in the global batch of the rows that this host loads; `drawings` are those of
+    `drawings_of`, made here by default.
     """
 
     def __init__(
         self,
         config: ConfigDict,
         programs: Mapping[Size, TrainProgram],
-        mesh: Mesh,
         rows: Sequence[int],
         drawings: Mapping[Size, Any] | None = None,
     ):
-        self._own, self._seed, self._batch_size = config.train.own, config.seed, config.train.batch_size
-        self._programs, self._mesh, self._rows = programs, mesh, rows
-        self._draw = dict(drawings or drawings_of(config, programs, mesh))
+        self._own, self._seed, self._programs, self._rows = config.train.own, config.seed, programs, rows
+        self._draw = dict(drawings or drawings_of(config, programs))
         self._score = {size: program.losses for size, program in programs.items()}
         self._kept: collections.OrderedDict[bytes, Arrays] = collections.OrderedDict()
         self._fed: collections.Counter[Size] = collections.Counter()
@@ -103,17 +94,16 @@ class OwnStates:
         return self._fed[size_of(batch["image"])] % self._own.every == 0
 
     def draw(self, step: int, state: TrainState, batch: Arrays) -> None:
-        """Draws the images of a batch into the cache; all hosts call this.
-
-        Args:
-          step: that the batch is for, counted from 1.
-          state: before the step.
-          batch: fields of a `Batch`, the rows of this host.
-        """
-        places = [*_places(batch)]
-        rows = self._placed(self._shown(batch, places)[0])
-        found = self._draw[size_of(batch["image"])](state.params, state.autoencoder, rows, self._key(step))
-        self._keep(places, {name: sharding.held_rows(x) for name, x in found.items()})
+        """Draws the images of the batch of a step, this host's rows, into the cache; all hosts call this."""
+        places, size = [*_places(batch)], size_of(batch["image"])
+        rows = self._programs[size].placed(self._shown(batch, places, _right(batch))[0])
+        found = self._draw[size](state.params, state.autoencoder, rows, self._key(step))
+        drawn = {name: sharding.held_rows(x) for name, x in found.items()}
+        for row, slots, name in places:
+            self._kept[name] = {field: x[row, slots] for field, x in drawn.items()}
+            self._kept.move_to_end(name)
+        while len(self._kept) > self._own.keep:
+            self._kept.popitem(last=False)
 
     def fed(self, step: int, batch: Arrays) -> Arrays:
         """The batch to train on at a step: with `shown` and `unjudged`, and cached images for a share."""
@@ -130,36 +120,19 @@ class OwnStates:
     def _key(self, step: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), _DRAWN), step)
 
-    def _placed(self, batch: Arrays) -> Batch:
-        return sharding.shard_batch(Batch(**batch), self._mesh, self._batch_size)
+    def _shown(self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray) -> tuple[Arrays, int]:
+        """Puts cached images into the context in place of those `chosen`, [B, S] bool, that are right.
 
-    def _keep(self, places: Sequence[_Place], drawn: Arrays) -> None:
-        """Caches what was drawn, and removes what was drawn longest ago."""
-        for row, slots, name in places:
-            self._kept[name] = {field: x[row, slots] for field, x in drawn.items()}
-            self._kept.move_to_end(name)
-        while len(self._kept) > self._own.keep:
-            self._kept.popitem(last=False)
-
-    def _shown(
-        self, batch: Arrays, places: Sequence[_Place], chosen: np.ndarray | None = None
-    ) -> tuple[Arrays, int]:
-        """Puts cached images into the context: those `chosen` [B, S] bool, or by default all right ones.
-
-        By default, inspections of images that stay the teacher's keep their labels. Returns the batch with
-        `shown` and `unjudged`, and how many images were replaced.
+        Returns the batch with `shown` and `unjudged`, and how many images were replaced.
         """
-        replaced = 0
-        right = batch["has_image"] & (batch["target"] == 0)
+        right, replaced = _right(batch), 0
         shown = {"shown": batch["image"].copy(), "unjudged": np.zeros_like(right)}
         if "image_latents" in batch:
             shown["shown_latents"] = batch["image_latents"].copy()
         for row, slots, name in places:
             if (kept := self._kept.get(name)) is None:
                 continue
-            some = (
-                right[row, slots] if chosen is None else chosen[row, slots] & batch["has_image"][row, slots]
-            )
+            some = chosen[row, slots] & batch["has_image"][row, slots]
             shown["unjudged"][row, slots] = some
             some &= right[row, slots]
             for field, images in kept.items():
@@ -175,14 +148,15 @@ class OwnStates:
           that have a label in both contexts; losses without any are left out. `context_own/share`: of this
           host's images since the last measurement, the share that was replaced; left out at the first.
         """
-        own, _ = self._shown(batch, [*_places(batch)])
+        own, _ = self._shown(batch, [*_places(batch)], _right(batch))
         given = {"shown": batch["image"]}
         if "image_latents" in batch:
             given["shown_latents"] = batch["image_latents"]
         size, found = size_of(batch["image"]), {}
-        table, score = self._programs[size].recipe.losses, self._score[size]
+        program, score = self._programs[size], self._score[size]
+        table = program.recipe.losses
         for context, arrays in (("teacher", own | given), ("own", own)):
-            scored = score(state.params, state.given, self._placed(arrays), self._key(step))
+            scored = score(state.params, state.given, program.placed(arrays), self._key(step))
             sums, counts = jax.device_get(scored)
             counted = [row for row in table.rows if counts[row.name] > 0]
             names = {f"loss/{row.name}" for row in counted} | {f"stage/{row.stage}" for row in counted}
@@ -193,6 +167,11 @@ class OwnStates:
             self._replaced, self._seen = 0, 0
         _tell(step, found)
         return found
+
+
+def _right(batch: Arrays) -> np.ndarray:
+    """[B, S] bool: the images that are as they should be."""
+    return batch["has_image"] & (batch["target"] == 0)
 
 
 def _tell(step: int, found: Mapping[str, float]) -> None:
@@ -210,17 +189,17 @@ def _turn_bytes(spec: Batch) -> int:
     return sum(math.prod(x.shape[2:]) * x.dtype.itemsize for x in kept)
 
 
-def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram], mesh: Mesh) -> dict[Size, Any]:
+def drawings_of(config: ConfigDict, programs: Mapping[Size, TrainProgram]) -> dict[Size, Any]:
     """Makes the functions that draw the images of a batch, by image size.
 
     Jitted: (parameters, autoencoder, batch, key) -> `shown` [B, S, H, W, 3] and, of a batch with latents,
     `shown_latents`: the model's images of all turns. They draw one micro-batch at a time.
     """
     flow = (config.sampling.flow_steps, config.sampling.time_shift)
-    return {size: _drawing(program, mesh, *flow) for size, program in programs.items()}
+    return {size: _drawing(program, *flow) for size, program in programs.items()}
 
 
-def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: float) -> Any:
+def _drawing(program: TrainProgram, flow_steps: int, time_shift: float) -> Any:
     recipe, encoded = program.recipe, program.spec.shown_latents is not None
     model, order = recipe.model, recipe.options.order
 
@@ -245,8 +224,7 @@ def _drawing(program: TrainProgram, mesh: Mesh, flow_steps: int, time_shift: flo
         # [parts, B / parts, ...] to [B, ...], rows in their order: the inverse of `micro_batches`.
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
-    placed = partition.on_mesh(mesh, sharding.ACTIVATION_RULES)(draw_in_parts)
-    return jax.jit(placed, out_shardings=sharding.batch_sharding(mesh))
+    return program.jit(draw_in_parts, out_shardings=sharding.batch_sharding(program.mesh))
 
 
 _OF_TURNS = ("before_tokens", "after_tokens", "image", "image_latents")
@@ -265,4 +243,4 @@ def _places(batch: Arrays) -> Iterator[_Place]:
                     for field in fields:
                         if field in batch:
                             name.update(np.ascontiguousarray(batch[field][row, at]))
-                yield _Place(row, slots, name.digest())
+                yield row, slots, name.digest()

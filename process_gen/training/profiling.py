@@ -56,10 +56,8 @@ class Profiler:
 
     def _requested(self, step: int) -> bool:
         """Whether there is a request at a step that looks for one; removes it."""
-        if step % self._look_every:
-            return False
         request = self._workdir / REQUEST
-        if not request.exists():
+        if step % self._look_every or not request.exists():
             return False
         request.unlink(missing_ok=True)
         return True

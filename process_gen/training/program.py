@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,6 +123,14 @@ class TrainProgram:
         """A `NamedSharding` for every array of the state."""
         return jax.tree.map(lambda x: x.sharding, self.abstract[0])
 
+    def placed(self, rows: Mapping[str, Any]) -> Batch:
+        """The global batch on the mesh, from this host's rows, fields of a `Batch`."""
+        return sharding.shard_batch(Batch(**rows), self.mesh, self.spec.present.shape[0])
+
+    def jit(self, function: Callable[..., Any], **options: Any) -> Any:
+        """`jax.jit` of a function whose activations are sharded over the mesh."""
+        return jax.jit(partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(function), **options)
+
     def compiled(self) -> Any:
         """`step`, compiled now; it takes what `abstract` describes."""
         return self.step.lower(*self.abstract).compile()
@@ -134,8 +142,7 @@ class TrainProgram:
         def losses(params: Any, given: Given, batch: Batch, key: jax.Array):
             return scoring.score_in_parts(self.undisturbed, params, given, batch, key)
 
-        on_mesh = partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(losses)
-        return jax.jit(on_mesh, out_shardings=sharding.replicated(self.mesh))
+        return self.jit(losses, out_shardings=sharding.replicated(self.mesh))
 
     @property
     def undisturbed(self) -> Recipe:
@@ -152,8 +159,8 @@ class TrainProgram:
         """The jitted step: (state, batch) -> (state, metrics); the state is donated, its shardings stay."""
         one_place = self.mesh.size == 1 and self.offload == "none"
         step = make_train_step(self.recipe, None if one_place else self.shardings)
-        return jax.jit(
-            partition.on_mesh(self.mesh, sharding.ACTIVATION_RULES)(step),
+        return self.jit(
+            step,
             in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,

@@ -57,13 +57,13 @@ def init_networks(names: Sequence[str], params: Any, key: jax.Array) -> dict[str
 
 
 def score(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    """Sums and counts of the losses of a batch, {name: []} each; `key` is that of its step."""
-    return _terms(recipe, seen(recipe, params, given, batch, key), batch, key)
+    """Sums and counts of the losses of a batch, {name: []} each; `key` is that of its step.
 
-
-def score_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    """`score` without running the model: the same counts, and the sums for predictions of zero."""
-    return _terms(recipe, seen_blank(recipe, given, batch, key), batch, key)
+    With `params` None the model does not run: the same counts, and the sums for predictions of zero.
+    """
+    outputs = seen(recipe, params, given, batch, key)
+    key = jax.random.fold_in(key, LOSSES)
+    return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), key)
 
 
 def score_in_parts(
@@ -98,25 +98,19 @@ def micro_batches(recipe: Recipe, batch: Batch, key: jax.Array) -> tuple[Batch, 
 def zero_sums(recipe: Recipe, given: Given, micro: tuple[Batch, jax.Array]) -> tuple[dict, dict]:
     """Zeros with the structure of `score`'s result, to add that of each of the stacked `micro` to."""
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes = jax.eval_shape(functools.partial(score_blank, recipe), given, *first)
+    shapes = jax.eval_shape(functools.partial(score, recipe, None), given, *first)
     return jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
 
 
 def seen(recipe: Recipe, params: Any, given: Given, batch: Batch, key: jax.Array) -> Outputs:
-    """Unrolls the model over a batch; returns what the losses read."""
-    reference = (given.networks or {}).get(REFERENCE)
-    outputs = unroll(recipe.model, params, batch, key, recipe.options, given.autoencoder, reference)
-    return _with(outputs, given)
-
-
-def seen_blank(recipe: Recipe, given: Given, batch: Batch, key: jax.Array) -> Outputs:
-    """`seen` without running the model: all predictions are zeros."""
-    return _with(blank_outputs(recipe.model, batch, key, recipe.options, given.autoencoder), given)
-
-
-def _with(outputs: Outputs, given: Given) -> Outputs:
-    """Outputs with the step and the frozen networks."""
-    weights = jax.lax.stop_gradient(given.networks or {})
+    """Unrolls the model over a batch for the losses; with `params` None all predictions are zeros."""
+    weights, model = given.networks or {}, recipe.model
+    if params is None:
+        outputs = blank_outputs(model, batch, key, recipe.options, given.autoencoder)
+    else:
+        reference = weights.get(REFERENCE)
+        outputs = unroll(model, params, batch, key, recipe.options, given.autoencoder, reference)
+    weights = jax.lax.stop_gradient(weights)
     networks = {
         name: outputs.networks[name]
         if name == REFERENCE
@@ -124,11 +118,6 @@ def _with(outputs: Outputs, given: Given) -> Outputs:
         for name in weights
     }
     return dataclasses.replace(outputs, step=given.step, networks=networks)
-
-
-def _terms(recipe: Recipe, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[dict, dict]:
-    key = jax.random.fold_in(key, LOSSES)
-    return recipe.losses.terms(outputs, batch, labels(batch, recipe.model.ids), key)
 
 
 def check(recipe: Recipe, spec: Batch) -> None:
@@ -142,5 +131,5 @@ def check(recipe: Recipe, spec: Batch) -> None:
         networks = init_networks(recipe.losses.networks, {}, key)  # the blank reference has no parameters
         return Given(jnp.zeros((), jnp.int32), random_weights(recipe.model.config, key), networks)
 
-    traced = functools.partial(score_blank, recipe)
+    traced = functools.partial(score, recipe, None)
     jax.eval_shape(traced, jax.eval_shape(given, jax.random.key(0)), spec, jax.random.key(0))

@@ -176,7 +176,7 @@ def _batch_gradients(recipe: Recipe, state: TrainState, batch: Batch, key: jax.A
     micro = scoring.micro_batches(recipe, batch, key)
 
     def add_counts(total, xs):
-        return jax.tree.map(jnp.add, total, scoring.score_blank(recipe, state.given, *xs)[1]), None
+        return jax.tree.map(jnp.add, total, scoring.score(recipe, None, state.given, *xs)[1]), None
 
     def add_gradients(carry, xs):
         gradients, sums, _ = _gradients(recipe, state, *xs, counts)

@@ -8,11 +8,9 @@ If nothing is frozen, `trained` returns all of `params`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import logging
 from clu import parameter_overview
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -49,21 +47,17 @@ def merged(params: Any, part: Any) -> Any:
 
 def log_overview(params: Any, freeze: Sequence[str]) -> None:
     """Logs tables of the parameters with their shardings, frozen ones separately."""
-    if not freeze:
-        parameter_overview.log_parameter_overview(params, include_stats="sharding", msg="parameters")
-        return
-    for what, part in (("trained", trained(params, freeze)), ("frozen", frozen(params, freeze))):
+    parts = {"parameters": params}
+    if freeze:
+        parts = {"trained parameters": trained(params, freeze), "frozen parameters": frozen(params, freeze)}
+    for name, part in parts.items():
         if part:
-            msg = f"{what} parameters"
-            parameter_overview.log_parameter_overview(part, include_stats="sharding", msg=msg)
-    logging.info("%s", describe(params, freeze))
+            parameter_overview.log_parameter_overview(part, include_stats="sharding", msg=name)
+    if freeze:
+        logging.info("%s", describe(params, freeze))
 
 
 def describe(params: Any, freeze: Sequence[str]) -> str:
     """How many parameters are trained and how many are frozen, in one line."""
-    every, some = _count(params), _count(trained(params, freeze))
+    every, some = (int(parameter_overview.count_parameters(x)) for x in (params, trained(params, freeze)))
     return f"{some:,} of {every:,} parameters are trained ({some / every:.3%}), {every - some:,} are frozen"
-
-
-def _count(params: Any) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

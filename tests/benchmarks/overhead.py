@@ -96,7 +96,7 @@ class Arm:
         state = program.create_state(jax.random.key(0))
         batch, own = fake_batch(model.layout, rows, 0, tokenizer.vocab_size), None
         if name == "own":
-            states = OwnStates(config, {model.layout.image_size: program}, mesh, range(rows))
+            states = OwnStates(config, {model.layout.image_size: program}, range(rows))
             own, batch = (states, batch), states.fed(1, batch)
         started = time.perf_counter()
         step = program.compiled()

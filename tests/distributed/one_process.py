@@ -58,14 +58,14 @@ def main():
         losses.append(values["loss"])
         return values
 
-    held_out, scalars = [], train.Validation.scalars
+    held_out, measure = [], train.validation_losses
 
-    def scored(self, state):
-        values = scalars(self, state)
+    def scored(*given):
+        values = measure(*given)
         held_out.append(values["validation/loss"])
         return values
 
-    train.RunLog.log, train.Validation.scalars = kept, scored
+    train.RunLog.log, train.validation_losses = kept, scored
     train.train(config, asked["workdir"])
     if hosts.is_lead():
         (pathlib.Path(asked["workdir"]) / "losses.json").write_text(json.dumps(losses))

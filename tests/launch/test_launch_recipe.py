@@ -145,7 +145,7 @@ def test_a_host_that_comes_after_the_failure_ends_as_well(box, monkeypatch):
     (folder / "stages" / "one.ended").write_text("3\n")
     monkeypatch.setattr(recipe, "PATIENCE_SECONDS", 0.5)
     known = recipe.failures(folder)
-    assert known and recipe.wait_for(folder, stage("one"), known, recipe.Told()) == 3
+    assert known and recipe.wait_for(folder, stage("one"), known, []) == 3
     assert start([stage("one", sleep=0)], JAX_PROCESS_ID="0").wait(60) == 0
     assert not recipe.failures(folder), "the first host begins anew"
 

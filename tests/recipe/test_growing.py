@@ -16,11 +16,10 @@ import pytest
 
 from process_gen.data.formats.opening import open_stored
 from process_gen.recipe.building import check_prompts
-from process_gen.recipe.errors import RecipeError
 from process_gen.recipe.filling import Candidate, fill
 from process_gen.recipe.making import Made
 from process_gen.recipe.output import SampleFolder, read_lines
-from process_gen.recipe.parts import Later, Skip
+from process_gen.recipe.parts import Later, RecipeError, Skip
 from process_gen.recipe.prompts import FilePrompts
 from process_gen.reports.files import ReportError
 from process_gen.trajectory.markup import Plan

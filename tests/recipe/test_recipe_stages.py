@@ -14,7 +14,7 @@ from process_gen.data.sources import data_of_sources
 from process_gen.experiment import builders, cli
 from process_gen.recipe import building, stages
 from process_gen.recipe.__main__ import run
-from process_gen.recipe.errors import RecipeError
+from process_gen.recipe.parts import RecipeError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAPER = ROOT / "configs" / "recipe" / "paper.py"

@@ -103,7 +103,7 @@ def test_the_batch_has_the_weights_of_what_is_given(tmp_path):
     layout = builders.build_layout(cli.load_config("configs/scenes.py:debug"))
     sampled = drawn("a red circle and a blue square", 4, wrong=1.0)
     for imageless in (0.0, 1.0):
-        made = making.alignment(WORLD, sampled, rng(), imageless=imageless, **TOLD)
+        made = making.self_sampled(WORLD, sampled, rng(), subset="alignment", imageless=imageless, **TOLD)
         with contextlib.closing(SampleFolder(tmp_path / str(imageless), {}, {})) as growing:
             growing.add("only", made)
         (one,) = open_stored(tmp_path / str(imageless), layout.image_size)
@@ -117,11 +117,11 @@ def test_the_batch_has_the_weights_of_what_is_given(tmp_path):
         assert fields["is_last"][at] or imageless == 0
 
 
-def of_model(make, imageless, samples):
+def of_model(subset, imageless, samples):
     kinds, reasons = {}, {}
     for seed, (prompt, sampled) in enumerate(samples):
         try:
-            made = make(WORLD, sampled, rng(seed), imageless=imageless, **TOLD)
+            made = making.self_sampled(WORLD, sampled, rng(seed), subset=subset, imageless=imageless, **TOLD)
         except Skip as skip:
             reasons.setdefault(str(skip), []).append(skip.detail)
             continue
@@ -134,7 +134,7 @@ def of_model(make, imageless, samples):
 
 def test_a_model_that_plans_wrongly_is_told_what_contradicts_the_prompt():
     samples = [(prompt, drawn(prompt, number, misplan=0.6)) for number, prompt in PROMPTS]
-    kinds, reasons = of_model(making.conflict, 0.5, samples)
+    kinds, reasons = of_model("conflict", 0.5, samples)
     conflicts = kinds[making.CONFLICTING]
     assert len(conflicts) > 5 and kinds[making.CONSISTENT]
     last = [made.turns[-1].image is None for made in conflicts]
@@ -144,16 +144,16 @@ def test_a_model_that_plans_wrongly_is_told_what_contradicts_the_prompt():
 
 def test_a_detour_of_a_model_is_no_conflict():
     samples = [(prompt, drawn(prompt, number, detour=1.0)) for number, prompt in PROMPTS]
-    kinds, reasons = of_model(making.conflict, 0.0, samples)
+    kinds, reasons = of_model("conflict", 0.0, samples)
     assert set(kinds) == {making.CONSISTENT} and not reasons
     samples = [(prompt, drawn(prompt, number, wrong=1.0)) for number, prompt in PROMPTS]
-    kinds, reasons = of_model(making.conflict, 0.0, samples)  # an image is wrong, no word is
+    kinds, reasons = of_model("conflict", 0.0, samples)  # an image is wrong, no word is
     assert not kinds and "a draft that does not show its plan" in reasons
 
 
 def test_a_model_that_draws_wrongly_is_told_what_is_wrong_with_its_draft():
     samples = [(prompt, drawn(prompt, number, wrong=0.6)) for number, prompt in PROMPTS]
-    kinds, _ = of_model(making.alignment, 0.0, samples)
+    kinds, _ = of_model("alignment", 0.0, samples)
     assert len(kinds[making.MISALIGNED]) > 10 and kinds[making.ALIGNED]
     drafts = [m for m in kinds[making.MISALIGNED] if any(t.refines and t.image is not None for t in m.turns)]
     assert len(drafts) > 10  # and `check_given` and `right` hold for each
@@ -188,8 +188,8 @@ def test_something_unclear_in_a_cell_is_drawn_anew():
     planned = scene("red circle a1", "blue square b1")
     image = render(planned, LEVEL)
     image[1:7, 9:15] = np.random.default_rng(0).integers(0, 255, (6, 6, 3))
-    fault = faults.of_draft(planned, parse(image, LEVEL))
-    assert fault.mistake.kind == "missing" and len(fault.repaired) == 2
+    mistake, repaired = faults.of_draft(planned, parse(image, LEVEL))
+    assert mistake.kind == "missing" and len(repaired) == 2
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_something_unclear_in_a_cell_is_drawn_anew():
     ],
 )
 def test_the_smallest_change_that_lets_a_prompt_come_true(prompt, shown, kind):
-    fault = faults.of_plan(read_request(prompt), scene(*shown), rng(), LEVEL)
-    assert fault.mistake.kind == kind
+    mistake, _ = faults.of_plan(read_request(prompt), scene(*shown), rng(), LEVEL)
+    assert mistake.kind == kind
     with pytest.raises(Skip):  # no one of the two has room to move past the other
         of_two = scene("red circle d2", "blue square a2")
         faults.of_plan(read_request("a red circle left of a blue square"), of_two, rng(), LEVEL)
@@ -217,19 +217,19 @@ def test_prompts_that_are_none_of_the_scenes_world_are_passed_over():
 
 
 @pytest.mark.parametrize(
-    "make, fault, kind, alike",
+    "subset, fault, kind, alike",
     [
-        (making.alignment, "wrong", making.MISALIGNED, 1),
-        (making.conflict, "misplan", making.CONFLICTING, 0.7),
+        ("alignment", "wrong", making.MISALIGNED, 1),
+        ("conflict", "misplan", making.CONFLICTING, 0.7),
     ],
 )
-def test_without_cells_a_model_is_told_what_is_wrong(make, fault, kind, alike):
+def test_without_cells_a_model_is_told_what_is_wrong(subset, fault, kind, alike):
     world, said, kinds, corrected = Scenes("hung", 0.5), [], [], 0
     for number in range(24):
         prompt, odds = ScenePrompts("hung", 0).prompt("test", number), {fault: 0.7}
         with contextlib.suppress(Skip):
             sampled = drawn(prompt, number, "hung", **odds)
-            made = make(world, sampled, rng(), imageless=0.0, **TOLD)
+            made = making.self_sampled(world, sampled, rng(), subset=subset, imageless=0.0, **TOLD)
             kinds.append(made.kind)
             check_given(made)
             if made.kind == kind:
@@ -241,5 +241,5 @@ def test_without_cells_a_model_is_told_what_is_wrong(make, fault, kind, alike):
                     np.testing.assert_array_equal(made.turns[place].image, teachers[place].image)
                     assert judge(read_request(prompt, "hung"), made.turns[-1].image).correct
     assert 5 < len(said) < len(kinds)
-    assert bool(corrected) == (make is making.alignment)
+    assert bool(corrected) == (subset == "alignment")
     assert np.mean([one.split()[:2] == teacher.split()[:2] for one, teacher in said]) >= alike, said

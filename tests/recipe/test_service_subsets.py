@@ -307,18 +307,32 @@ def test_a_models_own_steps_are_judged_and_corrected(config, tmp_path):
     rng = np.random.default_rng(0)
     with services(say) as served:
         world = building.make_world(at(served, config), tmp_path)
-        told = dict(imageless=0.0, most_turns=8)
-        made = making.conflict(world, sampled("dog", "horse", "cat"), rng, **told)
+        told = dict(subset="conflict", imageless=0.0, most_turns=8)
+        made = making.self_sampled(world, sampled("dog", "horse", "cat"), rng, **told)
         assert [turn.refines for turn in made.turns] == [False, False, True, False]
         assert made.turns[1].after == "a horse was not asked for"
         assert made.turns[2].instruction == "make it a cat"
         assert made.turns[3].plan.instruction == "add the rest"
         assert [turn.before_weight for turn in made.turns] == [0, 0, 1, 1]
-        short = making.conflict(world, sampled("horse"), rng, imageless=1.0, most_turns=8)
+        short = making.self_sampled(world, sampled("horse"), rng, **told | {"imageless": 1.0})
         assert short.turns[-1].image is None and short.kind == making.CONFLICTING
-        assert making.conflict(world, sampled("dog"), rng, **told).kind == making.CONSISTENT
-        made = making.alignment(world, sampled("dog", "horse"), rng, **told)
+        assert making.self_sampled(world, sampled("dog"), rng, **told).kind == making.CONSISTENT
+        made = making.self_sampled(world, sampled("dog", "horse"), rng, **told | {"subset": "alignment"})
         assert made.kind == making.MISALIGNED and made.turns[1].after == "it shows a cow"
+
+
+def test_only_the_last_step_of_a_planted_trajectory_must_show_the_whole_prompt(config, tmp_path):
+    whole = []
+    with services() as served:
+        world = building.make_world(at(served, config), tmp_path)
+        for seed in range(8):
+            served.requests.clear()
+            world.planted(f"a dog, number {seed}", np.random.default_rng(seed), True, False)
+            checks = [asked.prompt for asked in served.requests if asked.kind == "step_check"]
+            *early, last = ["should show the whole prompt" in text for text in checks]
+            assert not any(early)
+            whole.append(last)
+    assert any(whole)
 
 
 def test_a_correction_without_words_makes_no_sample(config, tmp_path):
@@ -326,7 +340,8 @@ def test_a_correction_without_words_makes_no_sample(config, tmp_path):
     with services(lambda number, asked: empty) as served:
         world = building.make_world(at(served, config), tmp_path)
         with pytest.raises(Skip, match="an answer without its words"):
-            making.conflict(world, sampled("dog"), np.random.default_rng(0), imageless=0.0, most_turns=8)
+            told = dict(subset="conflict", imageless=0.0, most_turns=8)
+            making.self_sampled(world, sampled("dog"), np.random.default_rng(0), **told)
 
 
 def test_the_key_is_in_no_file_no_log_and_no_message(config, tmp_path, caplog, capfd):

@@ -18,6 +18,7 @@ from process_gen.models.config import NO_RANDOM_DROPS
 from process_gen.models.inputs import make_inputs
 from process_gen.models.unified import UnifiedModel
 from process_gen.training.own import OwnStates, _drawing
+from process_gen.training.program import TrainProgram
 from process_gen.trajectory.batch import Batch
 from tests.models.tiny import FLUX, IDS, make_batch
 from tests.models.tiny import layout as tiny_layout
@@ -95,7 +96,7 @@ def test_the_meter_has_every_stage_under_both_contexts(built):
 
 def test_the_share_of_images_that_were_shown_is_told(built, config):
     setting, state, batch, own, _ = built
-    counted = OwnStates(config, setting.programs, setting.mesh, (0, 1), own._draw)
+    counted = OwnStates(config, setting.programs, (0, 1), own._draw)
     assert "context_own/share" not in counted.measure(2, state, batch), "nothing has been fed"
     counted._kept = own._kept
     fed = [counted.fed(step, batch) for step in (2, 3)]
@@ -108,13 +109,13 @@ def test_a_share_of_the_images_is_chosen_by_row_and_step_whatever_the_hosts(buil
     setting, _, batch, own, _ = built
     config = config.copy_and_resolve_references()
     config.train.own.share = 0.5
-    some = OwnStates(config, setting.programs, setting.mesh, (0, 1))
+    some = OwnStates(config, setting.programs, (0, 1))
     some._kept = own._kept
     whole = some.fed(3, batch)["unjudged"]
     assert 0 < whole.sum() < batch["has_image"].sum()
     assert (some.fed(5, batch)["unjudged"] != whole).any()
     for row in (0, 1):
-        one = OwnStates(config, setting.programs, setting.mesh, (row,))
+        one = OwnStates(config, setting.programs, (row,))
         one._kept = own._kept
         fed = one.fed(3, {name: x[row : row + 1] for name, x in batch.items()})
         np.testing.assert_array_equal(fed["unjudged"][0], whole[row])
@@ -124,7 +125,7 @@ def test_no_more_is_kept_than_the_config_says(built, config):
     setting, state, batch, own, _ = built
     config = config.copy_and_resolve_references()
     config.train.own.keep = 1
-    small = OwnStates(config, setting.programs, setting.mesh, (0, 1), own._draw)
+    small = OwnStates(config, setting.programs, (0, 1), own._draw)
     small.draw(2, state, batch)
     fed = small.fed(2, batch)
     assert len(small._kept) == 1 and 0 < fed["unjudged"].sum() < batch["has_image"].sum()
@@ -133,7 +134,7 @@ def test_no_more_is_kept_than_the_config_says(built, config):
 def test_every_image_size_is_drawn_at_its_first_batch_and_every_second_one_of_its_own(built, config):
     _, _, batch, own, _ = built
     small = {"image": batch["image"][:, :, :8, :8]}
-    twos = OwnStates(config, {}, own._mesh, (0, 1), own._draw)
+    twos = OwnStates(config, {}, (0, 1), own._draw)
     seen = []
     for of in (batch, small, batch, small, small, batch):
         seen.append(twos.due(of))
@@ -167,14 +168,15 @@ def test_latents_are_those_of_the_pixels_that_were_drawn():
     layout = tiny_layout(latent_values=16, copies=1)
     model, key = UnifiedModel(config, layout, IDS), jax.random.key(0)
     recipe = types.SimpleNamespace(model=model, options=NO_RANDOM_DROPS, accumulate=1)
-    program = types.SimpleNamespace(recipe=recipe, spec=Batch.spec(layout, 2, latents=True, shown=True))
+    spec = Batch.spec(layout, 2, latents=True, shown=True)
+    program = TrainProgram(recipe, make_mesh(), spec)
     frozen, batch = autoencoder.random_weights(config, key), make_batch(2, seed=2, copies=1)
     latents = jnp.zeros((2, 5, 4, 16), jnp.float16)
     batch = batch.replace(image_latents=latents, shown=batch.image, shown_latents=latents + 1)
     batch = batch.replace(unjudged=batch.present)
     shapes = sharding.unbox(jax.eval_shape(model.init, key, batch)["params"])
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.01), shapes)
-    drawn = _drawing(program, make_mesh(), 1, 1.0)(params, frozen, batch, key)
+    drawn = _drawing(program, 1, 1.0)(params, frozen, batch, key)
     wanted = autoencoder.to_tokens(config, drawn["shown"], frozen)
     np.testing.assert_allclose(drawn["shown_latents"], wanted, rtol=1e-2, atol=1e-2)
     inputs = jax.jit(lambda batch: make_inputs(model, batch, key, NO_RANDOM_DROPS, frozen))(batch)
