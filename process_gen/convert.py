@@ -27,7 +27,7 @@ from process_gen.experiment import cli  # before what reads its settings when it
 # isort: split
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,8 @@ from etils import epath
 from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
-from process_gen.checkpoints.published.sources import DTYPE, tree
+from process_gen.checkpoints.published.sources import tree
+from process_gen.checkpoints.published.tensors import Progress
 from process_gen.distributed import lock, sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
@@ -68,7 +69,7 @@ def convert(
     dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
     largest: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     which: str = "ema",
 ) -> None:
     """Converts weights to the format `to` and writes them.
@@ -99,10 +100,16 @@ def convert(
             f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
         )
     _check(weights, to)
+    weights = weights.in_dtype(_written_dtype(to, dtype))
     # No lock in an object store, which cannot create exclusively, nor for a package, one file written whole.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
-        _write(weights, target, to, dtype, mesh, largest, progress, which)
+        if to == "package":
+            _write_package(weights, epath.Path(target), which)
+        elif to == "ours":
+            _write_run(weights, target, mesh, progress)
+        else:
+            _write_published(weights, target, to, largest, progress)
 
 
 def _check(weights: Weights, to: str) -> None:
@@ -124,51 +131,44 @@ def _check(weights: Weights, to: str) -> None:
             _needs(weights.autoencoder, weights, "autoencoder (--autoencoder=PATH gives one)")
 
 
-def _write(
-    weights: Weights,
-    target: str,
-    to: str,
-    dtype: str | None,
-    mesh: Mapping[str, int] | None,
-    largest: int | None,
-    progress: Callable[[int], None] | None,
-    which: str,
+def _written_dtype(to: str, dtype: str | None) -> str | None:
+    return dtype or ("float32" if to == "ours" else None)
+
+
+def _write_run(
+    weights: Weights, target: str, mesh: Mapping[str, int] | None, progress: Progress | None
 ) -> None:
-    """Does the writing of `convert`, after its checks and with the target locked."""
+    items: dict[str, Any] = {}
+    if weights.params is not None:
+        items["ema"] = weights.params, shards(weights.model, weights.params.spec, mesh)
+    if weights.autoencoder is not None:
+        items["autoencoder"] = weights.autoencoder, {}
+    stream.write_step(target, items, weights.metadata, progress)
+    _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
+
+
+def _write_published(
+    weights: Weights, target: str, to: str, largest: int | None, progress: Progress | None
+) -> None:
     params, coder, model = weights.params, weights.autoencoder, weights.model
-    options = dict(dtype=dtype, progress=progress)
     if to in ("flux", "diffusers"):
-        flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
-        return
-    if to == "adapters":
-        mine, base = weights.adapted, weights.adapted.base
-        base = str(load.absolute(base)) if base else ""
-        adapters.export_adapters(mine.params(dtype), mine.lora, target, base=base, **options)
-        return
-    if to == "ours":
-        items: dict[str, Any] = {}
-        if params is not None:
-            items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
-        if coder is not None:
-            items["autoencoder"] = coder(dtype or DTYPE), {}
-        stream.write_step(target, items, weights.metadata, progress)
-        _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
-        return
-    if to == "package":
-        _write_package(weights, epath.Path(target), which, dtype)
-        return
-    options["largest"] = largest
-    if to == "siglip2":
-        parts.export_siglip2(params(dtype), model.vit, target, **options)
-        return
-    if to == "bagel":
-        bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
+        flux.export_autoencoder(coder, weights.flux, target, to, progress=progress)
+    elif to == "adapters":
+        mine = weights.adapted
+        base = str(load.absolute(mine.base)) if mine.base else ""
+        adapters.export_adapters(mine.params, mine.lora, target, base=base, progress=progress)
+    elif to == "siglip2":
+        parts.export_siglip2(params, model.vit, target, largest=largest, progress=progress)
+    elif to == "qwen2":
+        parts.export_qwen2(params, model, target, largest=largest, progress=progress)
     else:
-        parts.export_qwen2(params(dtype), model, target, **options)
-    _copy_tokenizer(weights, epath.Path(target))
+        files = weights.metadata.get("published", {}).get("files")
+        bagel.export_bagel(params, coder, model, target, files=files, largest=largest, progress=progress)
+    if to in ("bagel", "qwen2"):
+        _copy_tokenizer(weights, epath.Path(target))
 
 
-def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str | None) -> None:
+def _write_package(weights: Weights, target: epath.Path, which: str) -> None:
     """Writes one file with a run's weights and config, and beside it `tokenizer/` if the run has one."""
     if weights.kind != "ours":
         raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
@@ -178,8 +178,7 @@ def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str 
         raise ConvertError(f"{target} is there already: choose another --target, or move it away")
     if target.suffix != tensors.SUFFIX:
         raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
-    metadata = {**weights.metadata, "which": which}
-    export.save_weights(str(target), tree(weights.params(None)), metadata, dtype)
+    export.save_weights(str(target), tree(weights.params), {**weights.metadata, "which": which})
     _copy_tokenizer(weights, target.parent / "tokenizer")
 
 
@@ -209,13 +208,12 @@ def shards(
 
 def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
     """Bytes that a conversion writes, for its progress bar."""
+    weights = weights.in_dtype(_written_dtype(to, dtype))
     params, coder = weights.params, weights.autoencoder
     chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
     if to == "adapters":
         return 0  # too few to show
-    if to == "ours":
-        dtype = dtype or DTYPE
-    return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
+    return sum(source.nbytes for source in chosen.get(to, [params]) if source is not None)
 
 
 # -------------------------------------------------------------------- command

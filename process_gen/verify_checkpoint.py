@@ -64,19 +64,15 @@ def is_finite(source: Source, name: str) -> bool:
     return all(np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes)
 
 
-def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
+def opened(weights: Weights) -> list[Source]:
     """The sources of a model and of its autoencoder; CheckpointMismatch where names or shapes are wrong."""
-    found = []
-    if weights.params is not None:
-        model = weights.params(dtype)
-        sizes = computed_as(weights.model, model, weights.model.dtype)
+    model, coder = weights.params, weights.autoencoder
+    if model is not None:
+        sizes = computed_as(weights, weights.model.dtype)
         check_shapes(model, model_shapes(sizes), f"the model in {weights.source}")
-        found.append(model)
-    if weights.autoencoder is not None:
-        coder = weights.autoencoder(dtype)
+    if coder is not None:
         check_shapes(coder, autoencoder_shapes(weights.flux), f"the autoencoder in {weights.source}")
-        found.append(coder)
-    return found
+    return [source for source in (model, coder) if source is not None]
 
 
 def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list[Entry]:
@@ -90,15 +86,15 @@ def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list
         raise CheckpointMismatch(
             f"{weights.source} holds no model with an autoencoder to compute answers with"
         )
-    model, coder = opened(weights, "float32")
+    params, frozen = (tree(source) for source in opened(weights.in_dtype("float32")))
     shift = weights.metadata.get("published", {}).get("timestep_shift", 1.0)
-    return compare(answers, computed_as(weights.model, model, dtype), tree(model), tree(coder), shift)
+    return compare(answers, computed_as(weights, dtype), params, frozen, shift)
 
 
-def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
-    """The config with another compute dtype, without remat, and without a ViT that `source` lacks."""
-    has_vit = any(name.startswith("vit/") for name in source.spec)
-    return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
+def computed_as(weights: Weights, dtype: str) -> ModelConfig:
+    """The model's config with another compute dtype, without remat, and without a ViT that is not there."""
+    vit = weights.model.vit if any(name.startswith("vit/") for name in weights.params.spec) else None
+    return dataclasses.replace(weights.model, dtype=dtype, vit=vit, remat="none")
 
 
 def describe(sources: Sequence[Source]) -> str:

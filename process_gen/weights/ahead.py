@@ -124,8 +124,7 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
         raise builders.ConfigError(
             f"the autoencoder in {weights.source} is {weights.flux}, the config has {model.flux}"
         )
-    source = weights.autoencoder("float32")
-    return jax.tree.map(lambda x: x.astype(np.float32), sources.tree(source))
+    return sources.tree(weights.autoencoder.in_dtype("float32"))
 
 
 def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:

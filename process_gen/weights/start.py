@@ -124,7 +124,7 @@ def _filled(
         return params, None
     if weights.autoencoder is None:
         raise CheckpointMismatch(f"{weights.source} holds no autoencoder, and the model needs one")
-    return params, _read(autoencoder, weights.autoencoder("float32"), weights.source)
+    return params, _read(autoencoder, weights.autoencoder, weights.source)
 
 
 def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
@@ -141,7 +141,7 @@ def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
 def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source:
     """The parameters of the weights: with their adapters if the model has the same ones, else merged."""
     if config.lora.rank and (adapted := weights.adapted):
-        source = adapted.params("float32")
+        source = adapted.params.in_dtype("float32")
         found, wanted = (
             {name: shape for name, shape in shapes.items() if is_adapter(name)}
             for shapes in (source.spec, sources.shapes_of(params))
@@ -149,7 +149,7 @@ def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source
         if found == wanted and adapted.lora.scale == config.lora.scale:
             return source
         logging.info("%s: adapters of another kind, which are merged; new ones start", weights.source)
-    return weights.params("float32")
+    return weights.params.in_dtype("float32")
 
 
 def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> Source:

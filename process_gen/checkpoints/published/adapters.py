@@ -42,15 +42,15 @@ class Merged(sources.Joined):
         super().__init__([source], {name for name in source.spec if not is_adapter(name)})
         self._source, self._scale = source, scale
 
-    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        found = super().read(name, box)
+    def _read(self, name: str, box: sources.Box) -> np.ndarray:
+        found = super()._read(name, box)
         first, second = (name.removesuffix("kernel") + end for end in LORA)
         if not name.endswith("/kernel") or first not in self._source.spec:
             return found
         *layer, rows, columns = (*box, *(slice(None),) * (len(self.spec[name]) - len(box)))
         a = self._source.read(first, (*layer, rows)).astype(np.float32)
         b = self._source.read(second, (*layer, slice(None), columns)).astype(np.float32)
-        return (found.astype(np.float32) + self._scale * (a @ b)).astype(found.dtype)
+        return found.astype(np.float32) + self._scale * (a @ b)
 
 
 def is_adapter(name: str) -> bool:
@@ -77,16 +77,15 @@ def adapter_rules() -> list[rules.Rule]:
 class Adapters:
     """Adapters alone: rank, alpha and kernels (`lora`), and the path of the weights below them (`base`)."""
 
-    folder: epath.Path
     lora: LoraConfig
     base: str
     tensors: tensors.Tensors
 
-    def pieces(self, model: ModelConfig, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+    def pieces(self, model: ModelConfig) -> sources.Pieces:
         """The arrays of the adapters for a model of these sizes; CheckpointMismatch where they do not fit."""
         spec = sources.shapes_of(model_spec(dataclasses.replace(model, lora=self.lora)))
         mine = {name: shape for name, shape in spec.items() if is_adapter(name)}
-        return sources.Pieces(rules.expand(adapter_rules(), mine), self.tensors, mine, dtype)
+        return sources.Pieces(rules.expand(adapter_rules(), mine), self.tensors, mine)
 
 
 def read_adapters(folder: epath.PathLike) -> Adapters:
@@ -113,7 +112,7 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
         raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
     if not lora.rank:
         raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
-    return Adapters(folder, lora, str(fields.get("base_model_name_or_path") or ""), found)
+    return Adapters(lora, str(fields.get("base_model_name_or_path") or ""), found)
 
 
 def _kernels(found: tensors.Tensors) -> list[str]:
@@ -135,13 +134,7 @@ def _kernels(found: tensors.Tensors) -> list[str]:
 
 
 def export_adapters(
-    params: Any,
-    lora: LoraConfig,
-    folder: epath.PathLike,
-    *,
-    base: str = "",
-    dtype: str | None = None,
-    progress: tensors.Progress | None = None,
+    params: Any, lora: LoraConfig, folder: epath.PathLike, *, base: str = "", **options: Any
 ) -> None:
     """Writes the adapters among `params`, which are not merged there, and no other parameter.
 
@@ -156,7 +149,7 @@ def export_adapters(
     if not mine:
         raise CheckpointMismatch("these parameters have no adapters that could be exported")
     moves = rules.expand(adapter_rules(), mine)
-    tensors.write(folder, STEM, sources.items(moves, source, dtype), progress=progress)
+    tensors.write(folder, STEM, sources.items(moves, source), **options)
     modules = {move.theirs.removeprefix(_PREFIX).rpartition(".lora_")[0] for move in moves}
     fields = {
         "peft_type": "LORA",

@@ -2,8 +2,8 @@
 
 published = read_published("BAGEL-7B-MoT")
 published.model          # ModelConfig
-published.tensors        # ema.safetensors, or the shards that an index names
-published.autoencoder    # ae.safetensors
+published.params         # source of the arrays in ema.safetensors, or the shards that an index names
+published.autoencoder    # that of ae.safetensors
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -30,22 +29,16 @@ MODEL_STEMS = ("ema", "model")
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published model: its sizes (`model.vit` is None where the ViT is left out) and its tensors.
+    """A published model: its sizes (`model.vit` is None where the ViT is left out) and its arrays.
 
     `timestep_shift` is that of its training; `files` are its JSON files as they are, by name.
     """
 
-    folder: epath.Path
     model: ModelConfig
-    tensors: tensors.Tensors
-    autoencoder: flux.AutoencoderFiles
+    params: sources.Pieces
+    autoencoder: sources.Pieces
     timestep_shift: float
     files: Mapping[str, configs.Json]
-
-    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
-        """The model's arrays; see `Pieces`."""
-        ignored = (*tables.BAGEL_TABLES, *(() if self.model.vit else tables.BAGEL_VIT))
-        return sources.Pieces(bagel_moves(self.model), self.tensors, model_shapes(self.model), dtype, ignored)
 
 
 def model_shapes(config: ModelConfig) -> dict[str, rules.Shape]:
@@ -85,7 +78,7 @@ def read_published(
     names = ("llm_config.json", "vit_config.json", "config.json")
     files = {name: configs.read_json(folder / name, name == "llm_config.json" or vit) for name in names}
     told = files["config.json"].get("vae", files["config.json"].get("vae_config"))
-    coder = flux.read_autoencoder(
+    coder, autoencoder_params = flux.read_autoencoder(
         folder if autoencoder is None else autoencoder, told if isinstance(told, dict) else {}
     )
     fields = configs.language_model(
@@ -99,15 +92,17 @@ def read_published(
     with configs.sizes_of(str(folder)):
         model = ModelConfig(
             **fields,
-            latent_patch=_latent_patch(read, shapes, coder.config.z_channels),
+            latent_patch=_latent_patch(read, shapes, coder.z_channels),
             max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
             autoencoder="flux",
-            flux=coder.config,
+            flux=coder,
             vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
         )
     _check_tables(model, found)
+    ignored = (*tables.BAGEL_TABLES, *(() if vit else tables.BAGEL_VIT))
+    params = sources.Pieces(bagel_moves(model), found, model_shapes(model), ignored)
     shift = read.number("timestep_shift", 1.0, float)
-    return Published(folder, model, found, coder, shift, {name: x for name, x in files.items() if x})
+    return Published(model, params, autoencoder_params, shift, {name: x for name, x in files.items() if x})
 
 
 def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
@@ -181,7 +176,7 @@ def fixed_tables(model: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def import_bagel(
-    published: Published, dtype: str | None = sources.DTYPE
+    published: Published, dtype: str | None = "float32"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
@@ -191,7 +186,7 @@ def import_bagel(
     Raises:
       CheckpointMismatch: names or shapes differ.
     """
-    return sources.tree(published.pieces(dtype)), sources.tree(published.autoencoder.pieces(dtype))
+    return tuple(sources.tree(x.in_dtype(dtype)) for x in (published.params, published.autoencoder))
 
 
 # -------------------------------------------------------------------------- out
@@ -204,7 +199,6 @@ def export_bagel(
     folder: epath.PathLike,
     *,
     files: Mapping[str, configs.Json] | None = None,
-    dtype: str | None = None,
     largest: int | None = None,
     progress: tensors.Progress | None = None,
 ) -> None:
@@ -215,7 +209,6 @@ def export_bagel(
       model: their sizes.
       folder: made if need be.
       files: JSON files to write, such as those that came with the weights; by default those of `json_files`.
-      dtype: of the tensors; None leaves them as they are.
       largest: bytes per file of the model, with an index beside them where it takes several. The published
         program reads one file, the default.
       progress: is called with numbers of bytes written.
@@ -230,10 +223,10 @@ def export_bagel(
     _check_published(model)
     moves = bagel_moves(model)
     sources.check_shapes(source, model_shapes(model), "the model")
-    flux.export_autoencoder(autoencoder_params, model.flux, folder, dtype=dtype, progress=progress)
-    kind = jnp.dtype(dtype or source.dtypes["embedding"])
+    flux.export_autoencoder(autoencoder_params, model.flux, folder, progress=progress)
+    kind = source.dtypes["embedding"]
     fixed = [tensors.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
-    items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
+    items = sorted(sources.items(moves, source) + fixed, key=lambda item: item.name)
     tensors.write(folder, "ema", items, largest, progress)
     for name, fields in (files or json_files(model)).items():
         write_json(epath.Path(folder) / name, fields, indent=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from etils import epath
@@ -41,20 +40,6 @@ FIXED = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": Tru
 """Fields of diffusers' config of which nothing else is implemented."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoencoderFiles:
-    """An autoencoder: its sizes, its tensors, and their naming scheme (a key of `STEMS`)."""
-
-    config: FluxConfig
-    tensors: tensors.Tensors
-    naming: str
-
-    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
-        """The autoencoder's arrays; see `Pieces`."""
-        spec = autoencoder_shapes(self.config)
-        return sources.Pieces(moves_of(self.config, self.naming), self.tensors, spec, dtype)
-
-
 def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
     """Names and shapes of the parameters of `FluxAutoencoder`."""
     return sources.shapes_of(autoencoder_spec(config))
@@ -65,8 +50,10 @@ def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
     return rules.expand(tables.autoencoder(config, naming == "diffusers"), autoencoder_shapes(config))
 
 
-def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
-    """Reads the config and the tensor headers of an autoencoder.
+def read_autoencoder(
+    place: epath.PathLike, fields: configs.Json | None = None
+) -> tuple[FluxConfig, sources.Pieces]:
+    """Reads the config and the tensor headers of an autoencoder: its sizes, and a source of its arrays.
 
     Args:
       place: its file, or a folder with `ae.safetensors` or diffusers' `diffusion_pytorch_model.safetensors`.
@@ -79,11 +66,12 @@ def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) 
     place = epath.Path(place)
     hint = ": the FLUX autoencoder belongs beside the model, or is named (--autoencoder=PATH)"
     found = tensors.find_in(place, STEMS.values(), hint) if place.is_dir() else tensors.open_file(place)
-    if not any(name.startswith("encoder.down_blocks.") for name in found):
-        return AutoencoderFiles(config_of(found.shapes, fields or {}, "flux"), found, "flux")
-    own = configs.read_json(found.place.parent / "config.json", required=False)
-    told = own if "block_out_channels" in own else {}
-    return AutoencoderFiles(config_of(found.shapes, told, "diffusers"), found, "diffusers")
+    naming, told = "flux", fields or {}
+    if any(name.startswith("encoder.down_blocks.") for name in found):
+        own = configs.read_json(found.place.parent / "config.json", required=False)
+        naming, told = "diffusers", own if "block_out_channels" in own else {}
+    config = config_of(found.shapes, told, naming)
+    return config, sources.Pieces(moves_of(config, naming), found, autoencoder_shapes(config))
 
 
 def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux") -> FluxConfig:
@@ -152,12 +140,7 @@ def fields_of(config: FluxConfig, naming: str = "flux") -> configs.Json:
 
 
 def export_autoencoder(
-    params: Any,
-    config: FluxConfig,
-    folder: epath.PathLike,
-    naming: str = "flux",
-    dtype: str | None = None,
-    **options: Any,
+    params: Any, config: FluxConfig, folder: epath.PathLike, naming: str = "flux", **options: Any
 ) -> None:
     """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
 
@@ -169,7 +152,6 @@ def export_autoencoder(
     """
     source = sources.source_of(params)
     sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")
-    items = sources.items(moves_of(config, naming), source, dtype)
-    tensors.write(folder, STEMS[naming], items, **options)
+    tensors.write(folder, STEMS[naming], sources.items(moves_of(config, naming), source), **options)
     if naming == "diffusers":
         write_json(epath.Path(folder) / "config.json", fields_of(config, naming), indent=1)

@@ -11,7 +11,7 @@ from process_gen.checkpoints import arrays, load, manifest
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError
 from process_gen.checkpoints.published import import_bagel, read_published, sources, stream
 from process_gen.checkpoints.published.rules import LINEAR, Move
-from process_gen.checkpoints.published.tensors import Tensors
+from process_gen.checkpoints.published.tensors import Tensors, open_file
 from process_gen.checkpoints.store import CheckpointStore
 from tests.checkpoints.published.conftest import GOLDEN
 from tests.checkpoints.published.test_bagel import same
@@ -30,8 +30,8 @@ def small_blocks(monkeypatch):
 def step(tmp_path, small_blocks):
     published, counts = read_published(GOLDEN), []
     items = {
-        "ema": (published.pieces(), {"head/kernel": (32, 160), "embedding": (320, 64)}),
-        "autoencoder": (published.autoencoder.pieces(), {}),
+        "ema": (published.params, {"head/kernel": (32, 160), "embedding": (320, 64)}),
+        "autoencoder": (published.autoencoder, {}),
     }
     stream.write_step(tmp_path / "run", items, {"about": "a test"}, counts.append)
     assert sum(counts) == sum(source.nbytes for source, _ in items.values())
@@ -79,7 +79,7 @@ def test_a_save_that_was_not_finished_is_no_checkpoint(tmp_path, small_blocks, m
 
     monkeypatch.setattr(manifest, "write", killed)
     published = read_published(GOLDEN)
-    items = {"autoencoder": (published.autoencoder.pieces(), {})}
+    items = {"autoencoder": (published.autoencoder, {})}
     with pytest.raises(KeyboardInterrupt):
         stream.write_step(tmp_path / "run", items, {})
     monkeypatch.undo()
@@ -134,7 +134,7 @@ def test_a_piece_reads_the_rows_that_it_needs(tmp_path, small_blocks):
             return super().read(name, start, stop)
 
     name = "language_model.lm_head.weight"
-    tensors = Counting(GOLDEN, {name: read_published(GOLDEN).tensors[name]})
+    tensors = Counting(GOLDEN, {name: open_file(GOLDEN / "ema.safetensors")[name]})
     move = Move(name, (320, 64), "head/kernel", None, LINEAR)
     made = sources.Pieces([move], tensors, {"head/kernel": (64, 320)})
     part = made.read("head/kernel", (slice(16, 32), slice(40, 80)))
