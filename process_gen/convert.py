@@ -47,7 +47,17 @@ from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
 
-TARGETS = ("ours", "package", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
+TARGETS = {
+    "ours": ("params", "autoencoder"),
+    "package": ("params",),
+    "bagel": ("params", "autoencoder"),
+    "adapters": (),
+    "qwen2": ("params",),
+    "siglip2": ("params",),
+    "flux": ("autoencoder",),
+    "diffusers": ("autoencoder",),
+}
+"""Format that can be written -> the sources of `Weights` whose bytes the progress bar counts."""
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -66,19 +76,17 @@ def convert(
     target: str,
     to: str = "ours",
     *,
-    dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
     largest: int | None = None,
     progress: Progress | None = None,
     which: str = "ema",
 ) -> None:
-    """Converts weights to the format `to` and writes them.
+    """Converts weights to the format `to` and writes them, each array in the dtype that it is read in.
 
     Args:
       weights: from `read_weights`.
       target: a folder, or a file for `package`; nothing is overwritten.
       to: one of `TARGETS`.
-      dtype: of the arrays written; by default float32 for `ours`, the source's for all others.
       mesh: axis sizes; arrays are chunked as such a mesh shards them (`ours`).
       largest: bytes per file, with an index; None writes one file (`bagel`, `qwen2`, `siglip2`).
       progress: called with the bytes written since the last call.
@@ -97,10 +105,9 @@ def convert(
         )
     if weights.kind == to == "ours":
         raise ConvertError(
-            f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
+            f"{weights.source} is a run of this project already: --to={', --to='.join([*TARGETS][1:])}"
         )
     _check(weights, to)
-    weights = weights.in_dtype(_written_dtype(to, dtype))
     # No lock in an object store, which cannot create exclusively, nor for a package, one file written whole.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
@@ -129,10 +136,6 @@ def _check(weights: Weights, to: str) -> None:
             _needs(weights.model.vit, weights, "ViT")
         elif to == "bagel":
             _needs(weights.autoencoder, weights, "autoencoder (--autoencoder=PATH gives one)")
-
-
-def _written_dtype(to: str, dtype: str | None) -> str | None:
-    return dtype or ("float32" if to == "ours" else None)
 
 
 def _write_run(
@@ -204,16 +207,6 @@ def shards(
     abstract = jax.sharding.AbstractMesh(sizes, AXES)
     found = arrays.flatten(sharding.state_shardings({"params": model_spec(model)}, abstract)["params"])
     return {name: found[name].shard_shape(shape) for name, shape in spec.items()}
-
-
-def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
-    """Bytes that a conversion writes, for its progress bar."""
-    weights = weights.in_dtype(_written_dtype(to, dtype))
-    params, coder = weights.params, weights.autoencoder
-    chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
-    if to == "adapters":
-        return 0  # too few to show
-    return sum(source.nbytes for source in chosen.get(to, [params]) if source is not None)
 
 
 # -------------------------------------------------------------------- command
@@ -292,13 +285,15 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh), which=values.which)
+    options = dict(mesh=mesh_sizes(values.mesh), which=values.which)
     options["largest"] = parse_bytes(values.largest) if values.largest else None
     read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed", "base")}
     weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
     _check_used(values, weights.kind, to)
-    total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
+    weights = weights.in_dtype(values.dtype or ("float32" if to == "ours" else None))
+    sources = (getattr(weights, name) for name in TARGETS.get(to, ()))
+    total = sum(source.nbytes for source in sources if source is not None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
         convert(weights, values.target, to, progress=bar.update, **options)
         bar.total = bar.n  # published files also hold fixed tables

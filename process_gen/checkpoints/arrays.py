@@ -31,10 +31,7 @@ def fields(state: Any) -> dict[str, Any]:
 def flatten(tree: Any) -> FlatArrays:
     """`{'a/b': array}` of a tree; an array alone is called `value`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in leaves]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two arrays share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
-    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in leaves}
 
 
 def unflatten_like(tree: Any, arrays: FlatArrays) -> Any:

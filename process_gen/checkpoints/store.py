@@ -202,11 +202,10 @@ class CheckpointStore(ClosesOnExit):
             self.wait()  # as Orbax would; then old steps are deleted, and the free space is known
         except CheckpointNotSaved as error:
             logging.error("%s", error)
-        self._check_room(step, state)
+        if wrong := first_message(self._missing_room(step, state)):
+            raise NoRoom(wrong)  # on all hosts alike
         items = {}
         for field, tree in arrays.fields(state).items():
-            if field in _RESERVED:
-                raise ValueError(f"a field of the state may not be called {field!r}")
             if leaves := arrays.flatten(tree):
                 stored = {name: arrays.key_to_data(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.unflatten(stored))
@@ -227,16 +226,15 @@ class CheckpointStore(ClosesOnExit):
                 "Resume from it, or use another workdir."
             )
 
-    def _check_room(self, step: int, state: Any) -> None:
-        """Raises NoRoom, on all hosts alike, where there is no room for another step."""
-        if wrong := first_message(self._missing_room(step, state)):
-            raise NoRoom(wrong)
-
     def announce(self, state: Any) -> None:
         """Logs the disk space that the steps of a run take; a warning where there is less."""
         if not self._manages_folder:
             return
-        one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
+        one, free, there = (
+            self._size(state),
+            shutil.disk_usage(self.root).free,
+            min(len(self.steps()), self._keep),
+        )
         logging.log(
             logging.WARNING if free < (self._keep + 1 - there) * one else logging.INFO,
             "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
@@ -252,14 +250,10 @@ class CheckpointStore(ClosesOnExit):
     def _size(self, state: Any) -> int:
         return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
 
-    def _free(self) -> int:
-        """Bytes that are left in the folder."""
-        return shutil.disk_usage(self.root).free
-
     def _missing_room(self, step: int, state: Any) -> str:
         if not self._manages_folder:
             return ""
-        needed, free = _SPARE * self._size(state), self._free()
+        needed, free = _SPARE * self._size(state), shutil.disk_usage(self.root).free
         if free >= needed:
             return ""
         return (

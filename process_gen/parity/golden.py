@@ -36,9 +36,9 @@ class Golden:
             raise CheckpointMismatch(f"{self.place}/{ARRAYS} lacks {name}")
         return self.arrays[name]
 
-    def optional(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array, or zeros of `shape` (with an axis of length 0) if it is not stored: the row has none."""
-        return self.arrays.get(name, np.zeros(shape, np.int64))
+    def optional(self, name: str) -> np.ndarray:
+        """An array, or an empty one if it is not stored: the row has none."""
+        return self.arrays.get(name, np.zeros(0, np.int64))
 
     def size(self, image: str, setting: str) -> tuple[int, int]:
         """Height and width of images [..., 3, H, W]; those of a setting where they are not stored."""

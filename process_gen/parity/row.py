@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -116,7 +117,7 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 def samples_of(golden: Golden) -> list[Sample]:
     """Splits the published row into samples; CheckpointMismatch where its lengths contradict each other."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
-    vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
+    vit_tokens = set(golden.optional("train_vit_indexes").tolist())
     targets = set(golden["train_ce_indexes"].tolist())
     for i, length in enumerate(lengths):
         pieces, at = [], start
@@ -197,24 +198,20 @@ def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> 
 def _batch(layout: Layout, prompts: np.ndarray, before: np.ndarray, samples: Sequence[Sample]) -> Batch:
     counts = [len(sample.turns) for sample in samples]
     place = np.concatenate([np.arange(count) for count in counts])
-    ones, weight = np.ones((1, layout.turns), bool), np.ones((1, layout.turns), np.float32)
-    return Batch(
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Batch.spec(layout, 1))
+    ones = np.ones((1, layout.turns), np.float32)
+    return blank.replace(
         prompt_tokens=prompts[None],
         prompt_index=np.repeat(np.arange(len(samples), dtype=np.int32), counts)[None],
-        present=ones,
+        present=ones > 0,
         is_first=(place == 0)[None],
         is_last=(place == np.repeat(counts, counts) - 1)[None],
-        refines=~ones,
-        has_image=ones,
-        source=np.zeros((1, layout.turns), np.int32),
-        supervised=np.full((1, layout.turns), stage_bits(Stage), np.int32),
+        has_image=ones > 0,
+        supervised=np.full_like(blank.supervised, stage_bits(Stage)),
         before_tokens=before[None],
-        after_tokens=np.zeros((1, layout.turns, 0), np.int32),
-        image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the turns hold latents
-        target=np.zeros((1, layout.turns), np.int32),
-        before_weight=weight,
-        image_weight=weight,
-        after_weight=weight,
+        before_weight=ones,
+        image_weight=ones,
+        after_weight=ones,
     )
 
 
