@@ -39,7 +39,6 @@ from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
 from process_gen.checkpoints.published.sources import tree
-from process_gen.checkpoints.published.tensors import Progress
 from process_gen.distributed import lock, sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
@@ -77,9 +76,8 @@ def convert(
     to: str = "ours",
     *,
     mesh: Mapping[str, int] | None = None,
-    largest: int | None = None,
-    progress: Progress | None = None,
     which: str = "ema",
+    **options: Any,
 ) -> None:
     """Converts weights to the format `to` and writes them, each array in the dtype that it is read in.
 
@@ -88,9 +86,8 @@ def convert(
       target: a folder, or a file for `package`; nothing is overwritten.
       to: one of `TARGETS`.
       mesh: axis sizes; arrays are chunked as such a mesh shards them (`ours`).
-      largest: bytes per file, with an index; None writes one file (`bagel`, `qwen2`, `siglip2`).
-      progress: called with the bytes written since the last call.
       which: `ema` or `params`, noted in the metadata (`package`).
+      **options: `largest` (`bagel`, `qwen2`, `siglip2`) and `progress`, as `tensors.write` takes them.
 
     Raises:
       ConvertError: the source lacks what `to` holds, or cannot become that.
@@ -107,94 +104,87 @@ def convert(
         raise ConvertError(
             f"{weights.source} is a run of this project already: --to={', --to='.join([*TARGETS][1:])}"
         )
-    _check(weights, to)
+    _check(weights, epath.Path(target), to)
     # No lock in an object store, which cannot create exclusively, nor for a package, one file written whole.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
-        if to == "package":
-            _write_package(weights, epath.Path(target), which)
-        elif to == "ours":
-            _write_run(weights, target, mesh, progress)
-        else:
-            _write_published(weights, target, to, largest, progress)
+        _write(weights, epath.Path(target), to, mesh, which, **options)
 
 
-def _check(weights: Weights, to: str) -> None:
+def _check(weights: Weights, target: epath.Path, to: str) -> None:
     """Refuses weights that lack what `to` holds, before anything is made."""
+
+    def need(part: Any, name: str) -> None:
+        if part is None:
+            raise ConvertError(f"{weights.source} holds no {name}")
+
+    if to in ("package", "bagel", "qwen2", "siglip2"):
+        need(weights.params, "model")
     if to in ("flux", "diffusers"):
-        _needs(weights.autoencoder, weights, "autoencoder")
+        need(weights.autoencoder, "autoencoder")
+    elif to == "bagel":
+        need(weights.autoencoder, "autoencoder (--autoencoder=PATH gives one)")
+    elif to == "siglip2":
+        need(weights.model.vit, "ViT")
     elif to == "adapters":
-        _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
+        need(weights.adapted, "adapters (it was trained with a config.model.lora.rank of 0)")
         if besides := weights.adapted.besides:
             raise ConvertError(
                 f"{weights.source} has trained {arrays.shorten(sorted(besides))} besides its adapters, which "
                 "would be lost: --to=bagel has all of it, merged"
             )
-    elif to != "ours":
-        _needs(weights.params, weights, "model")
-        if to == "siglip2":
-            _needs(weights.model.vit, weights, "ViT")
-        elif to == "bagel":
-            _needs(weights.autoencoder, weights, "autoencoder (--autoencoder=PATH gives one)")
+    elif to == "package":
+        if weights.kind != "ours":
+            raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
+        if weights.autoencoder is not None:
+            raise ConvertError(f"{weights.source} has an autoencoder, and a package holds none: --to=bagel")
+        if target.exists():
+            raise ConvertError(f"{target} is there already: choose another --target, or move it away")
+        if target.suffix != tensors.SUFFIX:
+            raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
 
 
-def _write_run(
-    weights: Weights, target: str, mesh: Mapping[str, int] | None, progress: Progress | None
+def _write(
+    weights: Weights,
+    target: epath.Path,
+    to: str,
+    mesh: Mapping[str, int] | None,
+    which: str,
+    **options: Any,
 ) -> None:
-    items: dict[str, Any] = {}
-    if weights.params is not None:
-        items["ema"] = weights.params, shards(weights.model, weights.params.spec, mesh)
-    if weights.autoencoder is not None:
-        items["autoencoder"] = weights.autoencoder, {}
-    stream.write_step(target, items, weights.metadata, progress)
-    _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
-
-
-def _write_published(
-    weights: Weights, target: str, to: str, largest: int | None, progress: Progress | None
-) -> None:
-    params, coder, model = weights.params, weights.autoencoder, weights.model
-    if to in ("flux", "diffusers"):
-        flux.export_autoencoder(coder, weights.flux, target, to, progress=progress)
-    elif to == "adapters":
-        mine = weights.adapted
-        base = str(load.absolute(mine.base)) if mine.base else ""
-        adapters.export_adapters(mine.params, mine.lora, target, base=base, progress=progress)
-    elif to == "siglip2":
-        parts.export_siglip2(params, model.vit, target, largest=largest, progress=progress)
-    elif to == "qwen2":
-        parts.export_qwen2(params, model, target, largest=largest, progress=progress)
-    else:
-        files = weights.metadata.get("published", {}).get("files")
-        bagel.export_bagel(params, coder, model, target, files=files, largest=largest, progress=progress)
-    if to in ("bagel", "qwen2"):
-        _copy_tokenizer(weights, epath.Path(target))
-
-
-def _write_package(weights: Weights, target: epath.Path, which: str) -> None:
-    """Writes one file with a run's weights and config, and beside it `tokenizer/` if the run has one."""
-    if weights.kind != "ours":
-        raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
-    if weights.autoencoder is not None:
-        raise ConvertError(f"{weights.source} has an autoencoder, and a package holds none: --to=bagel")
-    if target.exists():
-        raise ConvertError(f"{target} is there already: choose another --target, or move it away")
-    if target.suffix != tensors.SUFFIX:
-        raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
-    export.save_weights(str(target), tree(weights.params), {**weights.metadata, "which": which})
-    _copy_tokenizer(weights, target.parent / "tokenizer")
-
-
-def _copy_tokenizer(weights: Weights, folder: epath.Path) -> None:
-    for name in TOKENIZER_FILES:
+    params, coder, model, adapted = weights.params, weights.autoencoder, weights.model, weights.adapted
+    match to:
+        case "ours":
+            items: dict[str, Any] = {}
+            if params is not None:
+                items["ema"] = params, shards(model, params.spec, mesh)
+            if coder is not None:
+                items["autoencoder"] = coder, {}
+            stream.write_step(target, items, weights.metadata, options.get("progress"))
+        case "package":
+            export.save_weights(target, tree(params), {**weights.metadata, "which": which})
+        case "bagel":
+            files = weights.metadata.get("published", {}).get("files")
+            bagel.export_bagel(params, coder, model, target, files=files, **options)
+        case "adapters":
+            base = str(load.absolute(adapted.base)) if adapted.base else ""
+            adapters.export_adapters(adapted.params, adapted.lora, target, base=base, **options)
+        case "qwen2":
+            parts.export_qwen2(params, model, target, **options)
+        case "siglip2":
+            parts.export_siglip2(params, model.vit, target, **options)
+        case "flux" | "diffusers":
+            flux.export_autoencoder(coder, weights.flux, target, to, **options)
+    beside = {
+        "ours": target / "tokenizer",
+        "package": target.parent / "tokenizer",
+        "bagel": target,
+        "qwen2": target,
+    }
+    for name in TOKENIZER_FILES if to in beside else ():
         if (weights.tokenizer / name).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            (weights.tokenizer / name).copy(folder / name, overwrite=True)
-
-
-def _needs(part: Any, weights: Weights, name: str) -> None:
-    if part is None:
-        raise ConvertError(f"{weights.source} holds no {name}")
+            beside[to].mkdir(parents=True, exist_ok=True)
+            (weights.tokenizer / name).copy(beside[to] / name, overwrite=True)
 
 
 def shards(
@@ -285,8 +275,7 @@ def run(values: Any) -> str:
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    options = dict(mesh=mesh_sizes(values.mesh), which=values.which)
-    options["largest"] = parse_bytes(values.largest) if values.largest else None
+    mesh, largest = mesh_sizes(values.mesh), parse_bytes(values.largest) if values.largest else None
     read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed", "base")}
     weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
@@ -295,7 +284,8 @@ def run(values: Any) -> str:
     sources = (getattr(weights, name) for name in TARGETS.get(to, ()))
     total = sum(source.nbytes for source in sources if source is not None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
-        convert(weights, values.target, to, progress=bar.update, **options)
+        options = dict(mesh=mesh, which=values.which, largest=largest, progress=bar.update)
+        convert(weights, values.target, to, **options)
         bar.total = bar.n  # published files also hold fixed tables
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 

@@ -23,7 +23,9 @@ _KEY = "process_gen"
 _FORMAT = 1
 
 
-def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | None = None) -> None:
+def save_weights(
+    path: epath.PathLike, params: Any, metadata: dict[str, Any], dtype: str | None = None
+) -> None:
     """Writes weights to one file, which appears whole or not at all.
 
     Args:

@@ -77,7 +77,10 @@ def _encode(
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
-    with LatentsWriter(folder, info) as writer, _progress(len(source), writer.written) as bar:
+    shown = dict(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
+    with LatentsWriter(folder, info) as writer, tqdm.tqdm(initial=writer.written, **shown) as bar:
+        if writer.written:
+            logging.info("%d of %d trajectories are encoded already", writer.written, len(source))
         for start in range(writer.written, len(source), GROUP):
             indices = range(start, min(start + GROUP, len(source)))
             group = [_read(source, index, skip) for index in indices]
@@ -86,17 +89,11 @@ def _encode(
                 if isinstance(one, Trajectory):
                     files_sum = source.without_pixels(index)[1] if hasattr(source, "without_pixels") else None
                     writer.write(one, next(found), files_sum)
-                    continue
-                bad += 1
-                logging.warning("left out bad trajectory (%d so far): %s", bad, one)
-                writer.write_bad(one)
+                else:
+                    bad += 1
+                    logging.warning("left out bad trajectory (%d so far): %s", bad, one)
+                    writer.write_bad(one)
             bar.update(len(group))
-
-
-def _progress(total: int, there: int) -> tqdm.tqdm:
-    if there:
-        logging.info("%d of %d trajectories are encoded already", there, total)
-    return tqdm.tqdm(total=total, initial=there, unit=" trajectories", desc="encoding", mininterval=1.0)
 
 
 def autoencoder_params(config: ConfigDict) -> dict[str, Any]:

@@ -9,7 +9,6 @@ words that it stands for; the files stay as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -158,19 +157,18 @@ def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> S
     if not new:
         return source
     logging.info("%s: tokens that start as the mean of their words: %s", weights.source, ", ".join(new))
-    return Replaced(source, {name: (axis, _means(source, name, axis, new)) for name, axis in ROWS.items()})
 
+    def line(name: str, axis: int, number: int) -> np.ndarray:
+        return source.read(name, (slice(None),) * axis + (slice(number, number + 1),)).reshape(-1)
 
-def _means(
-    source: Source, name: str, axis: int, new: Mapping[str, tuple[int, list[int]]]
-) -> dict[int, np.ndarray]:
-    """Id of a token -> mean of the rows of its words in the array `name`, float32."""
-
-    def line(number: int) -> np.ndarray:
-        one = slice(number, number + 1)
-        return source.read(name, (one,) if axis == 0 else (slice(None), one)).reshape(-1).astype(np.float32)
-
-    return {number: np.mean([line(word) for word in words], axis=0) for number, words in new.values()}
+    lines = {
+        name: (
+            axis,
+            {number: np.mean([line(name, axis, w) for w in words], axis=0) for number, words in new.values()},
+        )
+        for name, axis in ROWS.items()
+    }
+    return Replaced(source, lines)
 
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:

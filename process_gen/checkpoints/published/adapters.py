@@ -58,16 +58,17 @@ def is_adapter(name: str) -> bool:
     return name.rpartition("/")[2] in LORA
 
 
-def adapter_rules() -> list[rules.Rule]:
-    """Rules for the adapters of every matrix in `tables.BAGEL`, under PEFT's names."""
-    made = []
-    for rule in tables.BAGEL:
-        if not rule.ours.endswith("/kernel"):
-            continue
-        module, ours = rule.theirs.removesuffix(".weight"), rule.ours.removesuffix("kernel")
-        for theirs, name in zip(("lora_A", "lora_B"), LORA, strict=True):
-            made.append(rules.Rule(f"{_PREFIX}{module}.{theirs}.weight", ours + name, rules.LINEAR))
-    return made
+RULES = tuple(
+    rules.Rule(
+        f"{_PREFIX}{rule.theirs.removesuffix('.weight')}.{theirs}.weight",
+        rule.ours.removesuffix("kernel") + ours,
+        rules.LINEAR,
+    )
+    for rule in tables.BAGEL
+    if rule.ours.endswith("/kernel")
+    for theirs, ours in zip(("lora_A", "lora_B"), LORA, strict=True)
+)
+"""Rules for the adapters of every matrix in `tables.BAGEL`, under PEFT's names."""
 
 
 # -------------------------------------------------------------------------- in
@@ -85,7 +86,7 @@ class Adapters:
         """The arrays of the adapters for a model of these sizes; CheckpointMismatch where they do not fit."""
         spec = sources.shapes_of(model_spec(dataclasses.replace(model, lora=self.lora)))
         mine = {name: shape for name, shape in spec.items() if is_adapter(name)}
-        return sources.Pieces(rules.expand(adapter_rules(), mine), self.tensors, mine)
+        return sources.Pieces(rules.expand(RULES, mine), self.tensors, mine)
 
 
 def read_adapters(folder: epath.PathLike) -> Adapters:
@@ -105,29 +106,24 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
         raise CheckpointMismatch(
             f"{folder / CONFIG} says {wrong}: adapters other than plain LoRA are not implemented"
         )
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    try:
-        lora = LoraConfig(rank, alpha, tuple(_kernels(found)))
-    except (ValueError, TypeError) as error:
-        raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
-    if not lora.rank:
-        raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
-    return Adapters(lora, str(fields.get("base_model_name_or_path") or ""), found)
-
-
-def _kernels(found: tensors.Tensors) -> list[str]:
-    """Our names of the kernels that have adapters, judged by the first layer; CheckpointMismatch for none."""
-    kernels = [
+    kernels = tuple(  # as the first layer has them
         rule.ours.removesuffix(LORA[0]) + "kernel"
-        for rule in adapter_rules()
+        for rule in RULES
         if rule.ours.endswith(LORA[0]) and rule.theirs.replace("{layer}", "0") in found
-    ]
+    )
     if not kernels:
         raise CheckpointMismatch(
             f"{found.place} has no adapters of matrices of this project, whose tensors are called "
             f"{_PREFIX}language_model.model.layers.0.self_attn.q_proj.lora_A.weight and the like"
         )
-    return kernels
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    try:
+        lora = LoraConfig(rank, alpha, kernels)
+    except (ValueError, TypeError) as error:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
+    if not lora.rank:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
+    return Adapters(lora, str(fields.get("base_model_name_or_path") or ""), found)
 
 
 # ------------------------------------------------------------------------- out
@@ -148,7 +144,7 @@ def export_adapters(
     mine = {name: shape for name, shape in source.spec.items() if is_adapter(name)}
     if not mine:
         raise CheckpointMismatch("these parameters have no adapters that could be exported")
-    moves = rules.expand(adapter_rules(), mine)
+    moves = rules.expand(RULES, mine)
     tensors.write(folder, STEM, sources.items(moves, source), **options)
     modules = {move.theirs.removeprefix(_PREFIX).rpartition(".lora_")[0] for move in moves}
     fields = {
