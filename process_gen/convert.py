@@ -203,11 +203,7 @@ def shards(
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """Parses axis sizes such as `fsdp=8,tensor=2`; unnamed axes have size 1, an empty text gives {}.
-
-    Raises:
-      ConvertError, MeshError: bad syntax, an unknown axis, or a size of -1.
-    """
+    """Parses axis sizes such as `fsdp=8,tensor=2`; unnamed axes have size 1, an empty text gives {}."""
     mesh = parse_mesh(text, data=1)
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     if -1 in sizes.values():
@@ -265,11 +261,7 @@ def _check_used(values: Any, source: str, target: str) -> None:
 
 
 def run(values: Any) -> str:
-    """Does what the command does; returns what it prints at the end.
-
-    Raises:
-      ConvertError, CheckpointError, ConfigError, MeshError: bad input; the message is fit for a user.
-    """
+    """Does what the command does; returns what it prints at the end, or raises one of `ERRORS`."""
     for name in ("source", "target"):
         if not getattr(values, name):
             raise ConvertError(f"--{name}=PATH is required")

@@ -76,11 +76,7 @@ def opened(weights: Weights) -> list[Source]:
 
 
 def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list[Entry]:
-    """The entries of a golden folder with their relative errors.
-
-    Raises:
-      CheckpointError: the folder cannot be read, or the weights lack a part that it needs.
-    """
+    """The entries of a golden folder with their relative errors."""
     answers = read_golden(golden)
     if weights.params is None or weights.autoencoder is None:
         raise CheckpointMismatch(
@@ -123,11 +119,7 @@ def define_flags() -> None:
 
 
 def run(values: Any) -> tuple[str, bool]:
-    """Does what the command does; returns what it prints, and whether all is well.
-
-    Raises:
-      CheckpointError, ValueError: the weights or the flags do not fit together; the message is for a user.
-    """
+    """Does what the command does; returns what it prints, and whether all is well."""
     if not values.checkpoint:
         raise ValueError("--checkpoint=DIR is required")
     if values.dtype not in ("float32", "bfloat16"):

@@ -85,15 +85,10 @@ def data_to_key(leaf: Any, like: Any) -> Any:
 def check(
     found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, ignored: Sequence[str] = (), end: str = ""
 ) -> None:
-    """Compares names and shapes.
+    """Raises CheckpointMismatch, which names what is missing, unknown (but `ignored`), or of another shape.
 
-    Args:
-      found, wanted: shapes by name, or whatever else is to be equal and can be shown.
-      what, end: how the message begins and ends.
-      ignored: regular expressions of whole names that `found` may have besides.
-
-    Raises:
-      CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
+    `found` and `wanted` are shapes by name, or whatever else is to be equal and can be shown; the message
+    begins with `what` and ends with `end`; `ignored` are regular expressions of whole names.
     """
     unknown = sorted(name for name in found.keys() - wanted.keys() if not matches(name, ignored))
     both = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])

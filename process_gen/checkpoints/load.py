@@ -84,11 +84,7 @@ def steps(root: epath.Path) -> list[int]:
 
 
 def latest_step_dir(workdir: epath.Path) -> epath.Path:
-    """The newest committed step of a workdir (or of its `checkpoints` folder).
-
-    Raises:
-      CheckpointNotFound: the folder is missing, empty, foreign, or holds nothing but unfinished saves.
-    """
+    """The newest committed step of a workdir, or of its `checkpoints` folder; CheckpointNotFound for none."""
     make = "Train one with: python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
     if not workdir.exists():
         raise CheckpointNotFound(f"no such workdir: {workdir}. {make}")
@@ -131,9 +127,7 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
 
 
 def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.FlatArrays) -> arrays.FlatArrays:
-    """Reads the arrays of one item, whose files the caller has checked.
-
-    `wanted` gives name -> shape, dtype and sharding.
+    """Reads the arrays of an item, whose files the caller has checked, as `wanted`: shape, dtype, sharding.
 
     Raises:
       CheckpointCorrupt: the description of the item cannot be read.

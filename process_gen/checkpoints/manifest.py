@@ -75,15 +75,9 @@ class BarrierWithHashes:
 def verify(
     step_dir: epath.Path, items: tuple[str, ...] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Checks sizes and hashes of the files of a step.
+    """Raises CheckpointCorrupt, which names the first file of a step that is missing, cut off or changed.
 
-    Args:
-      step_dir: folder of the step.
-      items: whose files to check; None for all.
-      share: (i, n) checks every n-th file from file i on, the share of host i of n.
-
-    Raises:
-      CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.
+    Checks the files of all `items`, or of some; a `share` (i, n) is every n-th file from file i on.
     """
     wanted = [(n, e) for n, e in _read(step_dir).items() if items is None or n.split("/")[0] in items]
     mine = dict(wanted[share[0] :: share[1]])

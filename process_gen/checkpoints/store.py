@@ -74,7 +74,6 @@ class CheckpointStore(ClosesOnExit):
     """Saves and restores the states of one run.
 
     Args:
-      workdir: folder of the run; made if need be.
       metadata: JSON-able facts to keep with every step: the config, the model's size, the tokenizer.
       save_every: steps between saves, for `due`.
       keep: how many of the newest steps stay.
@@ -283,7 +282,7 @@ class CheckpointStore(ClosesOnExit):
         Args:
           like: the state to fill, real or abstract (`jax.ShapeDtypeStruct` with shardings).
           iterator: the data iterator to set to where it was.
-          step: which step, None for the newest.
+          step: None for the newest.
 
         Raises:
           CheckpointNotFound: there is none.

@@ -46,11 +46,7 @@ class Golden:
         return int(found[0]), int(found[1])
 
     def setting(self, *path: str) -> Any:
-        """A value of `golden.json`.
-
-        Raises:
-          CheckpointMismatch: it is missing.
-        """
+        """A value of `golden.json`; CheckpointMismatch where it is missing."""
         value: Any = self.settings
         for key in path:
             if not isinstance(value, Mapping) or key not in value:
@@ -79,12 +75,7 @@ def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_golden(folder: epath.PathLike) -> Golden:
-    """Reads the known answers of a folder.
-
-    Raises:
-      CheckpointNotFound: no such folder, or a file is missing in it.
-      CheckpointCorrupt: a file cannot be read.
-    """
+    """Reads the known answers of a folder."""
     place = epath.Path(folder)
     for name in (ARRAYS, SETTINGS):
         if not (place / name).is_file():

@@ -71,10 +71,6 @@ def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, *
 
     `image` and `vit_image` are keys of images [..., 3, H, W] as the autoencoder and as the ViT see them;
     where one is not stored, `golden.json` says how large it would be.
-
-    Raises:
-      ValueError: the model cannot hold such images.
-      CheckpointMismatch: the ViT cannot cut its image into patches, or a size is missing.
     """
     size = golden.size(image, "image_hw")
     grid, values = latent_shape(config, size)
@@ -136,11 +132,7 @@ def _sample(pieces: list[tuple[str, range]], targets: set[int]) -> Sample:
 
 
 def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.0) -> Row:
-    """Converts the published row to one of this project.
-
-    Raises:
-      CheckpointMismatch: something in it has no counterpart here.
-    """
+    """Converts the published row; CheckpointMismatch where something in it has no counterpart here."""
     samples = samples_of(golden)
     texts = dict(zip(golden["train_text_indexes"].tolist(), golden["train_text_ids"].tolist(), strict=True))
     turns = [turn for sample in samples for turn in sample.turns]

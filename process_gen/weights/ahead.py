@@ -125,11 +125,7 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:
-    """Checks that stored latents were made by the autoencoder that the run starts with.
-
-    Raises:
-      ConfigError: another one made them; the message names both.
-    """
+    """Raises ConfigError unless stored latents were made by the autoencoder that the run starts with."""
     if not config.data.latents:
         return
     origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))

@@ -27,13 +27,10 @@ from process_gen.models.config import FluxConfig, LoraConfig, ModelConfig, model
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """Weights with adapters that are not merged.
+    """All arrays (`params`) with adapters that are not merged.
 
-    Attributes:
-      lora: rank and alpha of the adapters.
-      params: all arrays, the adapters among them.
-      base: path of the weights that the adapters were trained on; "" where it is unknown.
-      besides: names of other trained parameters, which an export of the adapters alone would lose.
+    `base` is the path of the weights that they were trained on ("" where it is unknown), `besides` are the
+    names of other trained parameters, which an export of the adapters alone would lose.
     """
 
     lora: LoraConfig
@@ -94,7 +91,6 @@ def read_weights(
     """Detects what `source` is, and reads what describes it; of a run every host has to call this.
 
     Args:
-      source: a folder or a file.
       vit: False leaves the ViT of a published model out.
       vision: a SigLIP 2, where the source is a language model alone.
       autoencoder: a FLUX autoencoder, where the source has none or is to get another one.

@@ -138,12 +138,9 @@ def load_sampler(
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which, tokenizer, config, mesh, dtype: see `load_model`.
       rows: batch size, trajectories side by side; on a mesh rounded up to a multiple of `data` x `fsdp`.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
-
-    Raises:
-      ConfigError, MeshError, CheckpointError: see `load_model`; SamplerError for bad settings.
+      For the others see `load_model`.
     """
     restored = load_model(path, which, tokenizer, config, mesh, dtype)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}

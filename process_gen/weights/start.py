@@ -74,8 +74,6 @@ def load_onto_devices(
     """Loads weights of any origin: a model's parameters, and those of its autoencoder (None without one).
 
     Args:
-      weights: from `read_weights`.
-      model: the modules.
       tokenizer: the one that the model is used with.
       mesh: devices to shard them over, as in training; each reads its own part. None for the default device.
       dtype: of the parameters; norms and the autoencoder stay in float32.

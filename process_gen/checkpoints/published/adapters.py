@@ -90,13 +90,7 @@ class Adapters:
 
 
 def read_adapters(folder: epath.PathLike) -> Adapters:
-    """Reads the config and the tensor headers of adapters.
-
-    Raises:
-      CheckpointNotFound: no such files.
-      CheckpointCorrupt: they are cut off or garbled.
-      CheckpointMismatch: adapters of another kind, or of matrices that no model of this project has.
-    """
+    """Reads the config and the tensor headers of adapters; raises as `read_published`."""
     folder = epath.Path(folder)
     fields = configs.read_json(folder / CONFIG)
     found = tensors.find_in(folder, (STEM,), f", beside its {CONFIG}")
@@ -134,11 +128,7 @@ def export_adapters(
 ) -> None:
     """Writes the adapters among `params`, which are not merged there, and no other parameter.
 
-    `base` is the path of the weights that they belong to; the other arguments are those of `export_bagel`.
-
-    Raises:
-      CheckpointMismatch: there are no adapters.
-      CheckpointError: the folder holds some already.
+    `base` is the path of the weights that they belong to; for the rest see `export_bagel`.
     """
     source = sources.source_of(params)
     mine = {name: shape for name, shape in source.spec.items() if is_adapter(name)}

@@ -47,11 +47,7 @@ def model_shapes(config: ModelConfig) -> dict[str, rules.Shape]:
 
 
 def bagel_moves(config: ModelConfig) -> list[rules.Move]:
-    """Every published tensor of a model of these sizes, and where it lies in ours.
-
-    Raises:
-      CheckpointMismatch: the model has something that BAGEL has not.
-    """
+    """Every published tensor of a model of these sizes; CheckpointMismatch where it has more than BAGEL."""
     return rules.expand(tables.BAGEL, model_shapes(config))
 
 
@@ -182,9 +178,6 @@ def import_bagel(
 
     A `dtype` of None leaves them as they are stored. `process_gen.weights.start.load_onto_devices`
     loads them onto devices instead, each of which reads its own part.
-
-    Raises:
-      CheckpointMismatch: names or shapes differ.
     """
     return tuple(sources.tree(x.in_dtype(dtype)) for x in (published.params, published.autoencoder))
 
@@ -209,9 +202,7 @@ def export_bagel(
       model: their sizes.
       folder: made if need be.
       files: JSON files to write, such as those that came with the weights; by default those of `json_files`.
-      largest: bytes per file of the model, with an index beside them where it takes several. The published
-        program reads one file, the default.
-      progress: is called with numbers of bytes written.
+      largest, progress: see `tensors.write`; the published program reads a single file.
 
     Raises:
       CheckpointMismatch: the parameters are not those of a BAGEL of these sizes.

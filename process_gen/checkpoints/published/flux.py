@@ -60,8 +60,7 @@ def read_autoencoder(
       fields: what a BAGEL's `config.json` says of it. For diffusers' names the `config.json` beside the file
         counts instead.
 
-    Raises:
-      CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
+    Raises as `read_published`.
     """
     place = epath.Path(place)
     hint = ": the FLUX autoencoder belongs beside the model, or is named (--autoencoder=PATH)"
@@ -75,11 +74,7 @@ def read_autoencoder(
 
 
 def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux") -> FluxConfig:
-    """Sizes that the tensors show; `fields` may repeat them, and give scale and shift.
-
-    Raises:
-      CheckpointMismatch: the tensors are none of that kind, or the fields tell of other sizes.
-    """
+    """Sizes that the tensors show; `fields` may repeat them, and give scale and shift."""
     read = configs.Reader("config.json", fields)
     for key, value in FIXED.items():
         read.only(key, value)
@@ -145,10 +140,6 @@ def export_autoencoder(
     """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
 
     The arguments are those of `export_bagel`, and `naming`, a key of `STEMS`.
-
-    Raises:
-      CheckpointMismatch: the parameters are not of these sizes.
-      CheckpointError: the folder holds an autoencoder already.
     """
     source = sources.source_of(params)
     sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")

@@ -101,12 +101,9 @@ def tower_of(part: Part) -> ModelConfig:
 
 
 def export_qwen2(params: Any, model: ModelConfig, folder: epath.PathLike, **options: Any) -> None:
-    """Writes the `und` expert as a Qwen2 language model.
+    """Writes the `und` expert as a Qwen2 language model; see `export_bagel`.
 
-    The arguments are those of `export_bagel`.
-
-    Raises:
-      CheckpointMismatch: norms of queries and keys are trained, and Qwen2 has none.
+    Raises CheckpointMismatch where norms of queries and keys are trained: Qwen2 has none.
     """
     source = sources.source_of(params)
     for name in (name for name in source.spec if re.fullmatch(_QK_NORM.replace("und|gen", "und"), name)):

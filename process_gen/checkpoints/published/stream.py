@@ -39,14 +39,9 @@ def write_step(
 ) -> None:
     """Writes step 0 of a workdir, which is committed whole or not at all.
 
-    Args:
-      workdir: made if need be.
-      items: name (`ema`, `autoencoder`) -> its arrays, and the shape of one shard by name of an array; an
-        array without one is one shard.
-      metadata: JSON-able facts to keep with the weights.
-
-    Raises:
-      CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
+    `items` gives by name (`ema`, `autoencoder`) the arrays, and the shape of one shard by name of an array;
+    an array without one is one shard. Raises CheckpointError where the workdir holds a checkpoint already,
+    or cannot be written to.
     """
     root = load.absolute(workdir) / load.FOLDER
     if found := load.steps(root):

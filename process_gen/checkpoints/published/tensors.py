@@ -70,11 +70,7 @@ class Tensors(dict[str, Entry]):
         return {name: entry.shape for name, entry in self.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A tensor, or its rows from `start` to `stop`, as it is stored (not writable).
-
-        Raises:
-          CheckpointCorrupt: the file has become shorter than its header says.
-        """
+        """A tensor, or its rows from `start` to `stop`, as it is stored (not writable)."""
         entry = self[name]
         if not entry.shape:
             start, row, shape = 0, entry.nbytes, ()
@@ -199,12 +195,7 @@ def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
 
 
 def find_in(folder: epath.PathLike, stems: Collection[str], hint: str = "") -> Tensors:
-    """As `find`, but raises where there is none; `hint` ends that message.
-
-    Raises:
-      CheckpointNotFound: no such folder, none of them in it, or only pickles.
-      CheckpointCorrupt: see `find`.
-    """
+    """As `find`, but raises CheckpointNotFound where there is none; `hint` ends that message."""
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise CheckpointNotFound(f"no such folder of published weights: {folder}")
@@ -257,6 +248,7 @@ def write(
     """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
 
     A file holds at most `largest` bytes of data, or one tensor that has more; None writes a single file.
+    `progress` is called with the numbers of bytes written.
 
     Raises:
       CheckpointError: the folder already holds weights of this name.
