@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,7 +90,11 @@ def check(
     `found` and `wanted` are shapes by name, or whatever else is to be equal and can be shown; the message
     begins with `what` and ends with `end`; `ignored` are regular expressions of whole names.
     """
-    unknown = sorted(name for name in found.keys() - wanted.keys() if not matches(name, ignored))
+    unknown = sorted(
+        name
+        for name in found.keys() - wanted.keys()
+        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+    )
     both = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
     problems = {
         "missing": sorted(wanted.keys() - found.keys()),
@@ -100,11 +104,6 @@ def check(
     if any(problems.values()):
         named = (f"{title}: {shorten(names)}" for title, names in problems.items() if names)
         raise CheckpointMismatch(f"{what}; {'; '.join(named)}{end}")
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the regular expressions is the whole name."""
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -81,6 +81,8 @@ class CheckpointStore(ClosesOnExit):
       keep_best: how many of the steps with the highest scores stay besides.
     """
 
+    _shared = True  # all hosts write to one folder
+
     def __init__(
         self,
         workdir: str,
@@ -115,8 +117,8 @@ class CheckpointStore(ClosesOnExit):
 
     @property
     def _manages_folder(self) -> bool:
-        """Whether this process cleans up the folder and checks its free space (one does, in a shared one)."""
-        return jax.process_index() == 0
+        """Whether this process cleans up the folder and checks its free space."""
+        return not self._shared or jax.process_index() == 0
 
     def _bytes(self, x: Any) -> int:
         """Bytes of an array that are saved in the folder."""

@@ -60,13 +60,14 @@ def encode_latents(
     model = builders.build_model_config(config)
     info = LatentsInfo.of(source, layout, fingerprint(params))
     try:
-        if _there(folder, info):  # which needs no lock, nor a folder that can be written
-            return info
-        with lock.hold(folder, "encoding latents", wait=True):
-            if not _there(folder, info):
-                _encode(config, folder, info, source, model, params)
+        if not is_complete(folder, info):  # which needs no lock, nor a folder that can be written
+            with lock.hold(folder, "encoding latents", wait=True):
+                if not is_complete(folder, info):
+                    _encode(config, folder, info, source, model, params)
+                    return info
     except LatentsMismatch as error:
         raise builders.ConfigError(f"config.data.latents: {error}") from error
+    logging.info("already encoded: %s", folder)
     return info
 
 
@@ -145,12 +146,6 @@ def fingerprint(params: Any) -> str:
         digest.update(f"{name} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x, np.float32))
     return digest.hexdigest()[:16]
-
-
-def _there(folder: str, info: LatentsInfo) -> bool:
-    if there := is_complete(folder, info):
-        logging.info("already encoded: %s", folder)
-    return there
 
 
 def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:

@@ -67,15 +67,11 @@ class Weights:
 
     def in_dtype(self, dtype: str | None) -> Weights:
         """The same weights, whose arrays are read in another dtype; None leaves it."""
-        adapted = self.adapted and dataclasses.replace(
-            self.adapted, params=self.adapted.params.in_dtype(dtype)
-        )
-        return dataclasses.replace(
-            self,
-            params=self.params and self.params.in_dtype(dtype),
-            autoencoder=self.autoencoder and self.autoencoder.in_dtype(dtype),
-            adapted=adapted,
-        )
+        found = {name: getattr(self, name) for name in ("params", "autoencoder")}
+        found = {name: source.in_dtype(dtype) for name, source in found.items() if source is not None}
+        if self.adapted is not None:
+            found["adapted"] = dataclasses.replace(self.adapted, params=self.adapted.params.in_dtype(dtype))
+        return dataclasses.replace(self, **found)
 
 
 def read_weights(

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
 from process_gen.common.files import write_json
@@ -102,9 +102,8 @@ def read_published(
 
 
 def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
-    missing = [part for part in tables.BAGEL_VIT if not any(arrays.matches(name, (part,)) for name in shapes)]
-    tower, *_ = tables.BAGEL_VIT
-    if tower in missing:  # without the tower, the connector and its table are of no use
+    missing = [part for part in tables.BAGEL_VIT if not any(re.fullmatch(part, name) for name in shapes)]
+    if tables.BAGEL_VIT[0] in missing:  # without the tower, the connector and its table are of no use
         named = ", ".join(part.replace("\\", "") for part in missing).replace("..*", ".*")
         raise CheckpointMismatch(
             f"{folder} holds no ViT: {named} are missing, so "

@@ -145,7 +145,7 @@ class Pieces(Source):
 
     def axis(self, name: str) -> int:
         move = self._moves[name][0]
-        return move.turn.rows % max(1, len(self.spec[name]) - (move.layer is not None))
+        return move.turn.rows % (len(self.spec[name]) - (move.layer is not None))
 
     def _read(self, name: str, box: Box) -> np.ndarray:
         shape = self.spec[name]
@@ -160,9 +160,6 @@ class Pieces(Source):
         return out
 
     def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
-        if not ranges:
-            out[...] = move.turn.ours(self._tensors.read(move.theirs))
-            return
         axis = move.turn.rows % len(ranges)
         rows, whole = ranges[axis], (slice(None),) * axis
         inside = [slice(r.start, r.stop) for r in ranges]

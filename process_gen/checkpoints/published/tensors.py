@@ -145,7 +145,11 @@ def open_index(path: epath.PathLike) -> Tensors:
         files = read_json(path)["weight_map"]
         shards = sorted(set(files.values()))
         for shard in shards:
-            _check_name(path, shard)
+            place = pathlib.PurePosixPath(shard)
+            if not place.parts or ".." in place.parts or place.is_absolute() or {"\\", ":"} & set(shard):
+                raise CheckpointCorrupt(f"{path} names a file outside its folder, {shard!r}: do not trust it")
+            if not shard.endswith(SUFFIX):
+                raise CheckpointNotFound(_refusal(path, [shard]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"it is no index of shards ({type(error).__name__}: {error})") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
@@ -166,14 +170,6 @@ def open_index(path: epath.PathLike) -> Tensors:
             )
         entries |= found
     return Tensors(path, entries)
-
-
-def _check_name(index: epath.Path, shard: str) -> None:
-    place = pathlib.PurePosixPath(shard)
-    if not place.parts or ".." in place.parts or place.is_absolute() or "\\" in shard or ":" in shard:
-        raise CheckpointCorrupt(f"{index} names a file outside its folder, {shard!r}: do not trust it")
-    if not shard.endswith(SUFFIX):
-        raise CheckpointNotFound(_refusal(index, [shard]))
 
 
 def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
