@@ -85,19 +85,19 @@ def steps(root: epath.Path) -> list[int]:
 
 def latest_step_dir(workdir: epath.Path) -> epath.Path:
     """The newest committed step of a workdir, or of its `checkpoints` folder; CheckpointNotFound for none."""
-    make = "Train one with: python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
-    if not workdir.exists():
-        raise CheckpointNotFound(f"no such workdir: {workdir}. {make}")
     for root in (workdir / FOLDER, workdir):
         if found := steps(root):
             return root / str(found[-1])
-    if (workdir / FOLDER).is_dir() and unfinished(workdir / FOLDER):
-        raise CheckpointNotFound(f"{workdir / FOLDER} holds only a save that was never finished. {make}")
-    if any(workdir.iterdir()):
-        raise CheckpointNotFound(
-            f"{workdir} is not the workdir of a training run: looked for {FOLDER}/<step> in it. {make}"
-        )
-    raise CheckpointNotFound(f"the workdir {workdir} is empty: no checkpoint was saved in it yet. {make}")
+    if not workdir.exists():
+        why = f"no such workdir: {workdir}"
+    elif (workdir / FOLDER).is_dir() and unfinished(workdir / FOLDER):
+        why = f"{workdir / FOLDER} holds only a save that was never finished"
+    elif any(workdir.iterdir()):
+        why = f"{workdir} is not the workdir of a training run: looked for {FOLDER}/<step> in it"
+    else:
+        why = f"the workdir {workdir} is empty: no checkpoint was saved in it yet"
+    make = "python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
+    raise CheckpointNotFound(f"{why}. Train one with: {make}")
 
 
 def unfinished(root: epath.Path) -> list[epath.Path]:

@@ -100,7 +100,11 @@ class CheckpointStore(ClosesOnExit):
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
-        self._scores = _scores(self.root) if keep_best else {}
+        self._scores: dict[int, float] = {}
+        for step in self.steps() if keep_best else ():
+            with contextlib.suppress(CheckpointError):  # a broken step has no score
+                if (score := load.read_json(self.root / str(step), load.METADATA).get("score")) is not None:
+                    self._scores[step] = score
         stay = [managers.LatestN(keep)]
         stay += [managers.EveryNSteps(keep_every)] if keep_every else []
         stay += [_BestSteps(keep_best, self._scores)] if keep_best else []
@@ -377,13 +381,3 @@ def _folder(workdir: str) -> epath.Path:
     except OSError as error:
         raise CheckpointError(f"the workdir {workdir} cannot be written to ({error})") from error
     return root
-
-
-def _scores(root: epath.Path) -> dict[int, float]:
-    """The scores that were saved with steps; a broken step has none."""
-    found = {}
-    for step in load.steps(root):
-        with contextlib.suppress(CheckpointError):
-            score = load.read_json(root / str(step), load.METADATA).get("score")
-            found |= {} if score is None else {step: score}
-    return found

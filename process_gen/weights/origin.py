@@ -173,8 +173,8 @@ def read_ours(
     # The EMA of a run has its trained parameters alone. A file of ours holds one item, and all of it.
     partial = lora.rank > 0 or config.get("optimizer", {}).get("freeze")
     if partial and which == "ema" and {"ema", "params"} <= set(saved.items):
-        whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
-        params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
+        besides = [name for name in params.spec if not adapters.is_adapter(name)]
+        params = Joined(params, saved.source("params"))
     if autoencoder is not None:
         sizes, coder = flux.read_autoencoder(autoencoder)
     model = model and dataclasses.replace(model, lora=LoraConfig())
@@ -203,7 +203,7 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
     below = read_weights(where, **options)
     if below.model is None or below.params is None:
         raise CheckpointMismatch(f"{where} holds no model that the adapters in {place} could belong to")
-    params = Joined([below.params, found.pieces(below.model)])
+    params = Joined(below.params, found.pieces(below.model))
     weights = dataclasses.replace(below, kind="adapters", source=str(place))
     return _merged(weights, Adapted(found.lora, params, where))
 

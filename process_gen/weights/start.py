@@ -186,6 +186,6 @@ def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) ->
         if isinstance(array, jax.Array):
             array.delete()
         made[key] = jax.make_array_from_callback(
-            shape, place, lambda box, key=key, dtype=dtype: source.read(key, box).astype(dtype)
+            shape, place, lambda box, key=key, dtype=dtype: source.read(key, box).astype(dtype, copy=False)
         )
     return arrays.unflatten_like(tree, made)

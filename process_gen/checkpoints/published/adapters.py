@@ -39,7 +39,8 @@ class Merged(sources.Joined):
     """A source with its adapters merged: a kernel is read as W + scale * A B, computed in float32."""
 
     def __init__(self, source: sources.Source, scale: float):
-        super().__init__([source], {name for name in source.spec if not is_adapter(name)})
+        super().__init__(source)
+        self.spec = {name: shape for name, shape in self.spec.items() if not is_adapter(name)}
         self._source, self._scale = source, scale
 
     def _read(self, name: str, box: sources.Box) -> np.ndarray:

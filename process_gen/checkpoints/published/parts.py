@@ -88,7 +88,7 @@ def start(model: ModelConfig, language_model: Part, vision: Part | None, seed: i
     """The initial parameters of such a model: those of its parts; the others are drawn with `seed`."""
     made: list[sources.Source] = [part.pieces(model) for part in (language_model, vision) if part]
     fresh = model_shapes(model).keys() - {name for pieces in made for name in pieces.spec}
-    return sources.Joined([*made, sources.TreeArrays(initial(model, frozenset(fresh), seed))])
+    return sources.Joined(*made, sources.TreeArrays(initial(model, frozenset(fresh), seed)))
 
 
 def tower_of(part: Part) -> ModelConfig:

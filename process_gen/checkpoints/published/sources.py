@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -119,7 +119,7 @@ class StoredArrays(Source):
 
 
 class Pieces(Source):
-    """The arrays of `spec`, which moves make of published tensors, about `BLOCK` bytes at a time.
+    """The arrays of `spec`, which moves make of published tensors; of these only rows in the box are read.
 
     `ignored` are regular expressions of the names of tensors that may be there besides.
 
@@ -153,30 +153,24 @@ class Pieces(Source):
         ranges = [range(*part.indices(size)) for part, size in zip(box, shape, strict=True)]
         out = np.empty([len(r) for r in ranges], self.dtypes[name])
         for move in self._moves[name]:
-            if move.layer is None:
-                self._fill(out, move, ranges)
-            elif move.layer in ranges[0]:
-                self._fill(out[ranges[0].index(move.layer)], move, ranges[1:])
+            part, inside = out, ranges
+            if move.layer is not None:
+                if move.layer not in ranges[0]:
+                    continue
+                part, inside = out[ranges[0].index(move.layer)], ranges[1:]
+            axis = move.turn.rows % len(inside)
+            rows = self._tensors.read(move.theirs, inside[axis].start, inside[axis].stop)
+            cut = [slice(r.start, r.stop) for r in inside]
+            cut[axis] = slice(None)
+            part[...] = move.turn.ours(rows)[tuple(cut)]
         return out
-
-    def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
-        axis = move.turn.rows % len(ranges)
-        rows, whole = ranges[axis], (slice(None),) * axis
-        inside = [slice(r.start, r.stop) for r in ranges]
-        inside[axis] = slice(None)
-        entry = self._tensors[move.theirs]
-        step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
-        for at in range(rows.start, rows.stop, step):
-            stop = min(at + step, rows.stop)
-            part = move.turn.ours(self._tensors.read(move.theirs, at, stop))
-            out[(*whole, slice(at - rows.start, stop - rows.start))] = part[tuple(inside)]
 
 
 class Joined(Source):
-    """Several sources as one, or only `names` of them; no name may be in two sources."""
+    """Several sources as one; an array that several have is that of the first."""
 
-    def __init__(self, parts: Sequence[Source], names: Collection[str] | None = None):
-        self._of = {name: part for part in parts for name in part.spec if names is None or name in names}
+    def __init__(self, *parts: Source):
+        self._of = {name: part for part in reversed(parts) for name in part.spec}
         self.spec = {name: part.spec[name] for name, part in self._of.items()}
         self.dtypes = {name: part.dtypes[name] for name, part in self._of.items()}
 
@@ -191,7 +185,7 @@ class Replaced(Joined):
     """A source with some rows or columns of matrices replaced: name -> (axis, index along it -> values)."""
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
-        super().__init__([source])
+        super().__init__(source)
         self._lines = lines
 
     def _read(self, name: str, box: Box) -> np.ndarray:

@@ -72,19 +72,15 @@ class Tensors(dict[str, Entry]):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A tensor, or its rows from `start` to `stop`, as it is stored (not writable)."""
         entry = self[name]
-        if not entry.shape:
-            start, row, shape = 0, entry.nbytes, ()
-        else:
-            stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
-            row = entry.nbytes // max(1, entry.shape[0])
-            shape = (max(0, stop - start), *entry.shape[1:])
-        wanted = math.prod(shape) * entry.dtype.itemsize
+        rows, *inner = entry.shape or (1,)  # a single number is one row
+        count = max(0, (rows if stop is None else min(stop, rows)) - start)
+        row = math.prod(inner) * entry.dtype.itemsize
         with entry.path.open("rb") as file:
             file.seek(entry.offset + start * row)
-            data = file.read(wanted)
-        if len(data) != wanted:
+            data = file.read(count * row)
+        if len(data) != count * row:
             raise _corrupt(entry.path, f"it ends inside {name}")
-        return np.frombuffer(data, entry.dtype).reshape(shape)
+        return np.frombuffer(data, entry.dtype).reshape((count, *inner) if entry.shape else ())
 
 
 def open_file(path: epath.PathLike) -> Tensors:
@@ -290,12 +286,8 @@ def write_file(
     with whole(path) as unfinished, unfinished.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for item in items:
-            written = 0
             for block in item.blocks():
                 data = np.ascontiguousarray(block, item.dtype)
                 file.write(data.reshape(-1).view(np.uint8).data)
-                written += data.nbytes
                 if progress is not None:
                     progress(data.nbytes)
-            if written != item.nbytes:
-                raise ValueError(f"{item.name} of shape {item.shape} came with {written} bytes")
