@@ -201,7 +201,7 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
             "(--base=PATH)"
         )
     below = read_weights(where, **options)
-    if below.model is None or below.params is None:
+    if below.params is None:
         raise CheckpointMismatch(f"{where} holds no model that the adapters in {place} could belong to")
     params = Joined(below.params, found.pieces(below.model))
     weights = dataclasses.replace(below, kind="adapters", source=str(place))

@@ -110,7 +110,7 @@ def _filled(
     A ViT of the weights is not read where the model has none. Adapters of `params` that the weights lack
     keep their arrays.
     """
-    if weights.model is None or weights.params is None:
+    if weights.params is None:
         raise CheckpointMismatch(f"{weights.source} holds no model to start from")
     _check_sizes(config, weights.model, weights.source)
     if tokenizer is not None:

@@ -48,17 +48,15 @@ def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
 
 def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
     """Every published tensor of an autoencoder, and where it lies in ours."""
-    moves = []
+    moves, last = [], len(config.ch_mult) - 1
     for ours, shape in autoencoder_shapes(config).items():
         theirs, turn = ours, {4: rules.CONV, 2: rules.POINTWISE, 1: rules.AS_IS}[len(shape)]
         for pattern, name in (*tables.FLUX, *(tables.DIFFUSERS if naming == "diffusers" else ())):
             theirs = re.sub(pattern, name, theirs)
-        if naming == "diffusers":
-            level = re.search(r"up_blocks\.(\d+)", theirs)
-            if level is not None:
-                theirs = theirs.replace(level[0], f"up_blocks.{len(config.ch_mult) - 1 - int(level[1])}")
-            if "attentions" in theirs and len(shape) == 2:
-                turn = rules.LINEAR
+        # diffusers counts the decoder's levels from the lowest resolution; its attention has linear layers.
+        theirs = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(last - int(level[0])), theirs)
+        if "attentions" in theirs and len(shape) == 2:
+            turn = rules.LINEAR
         moves.append(rules.Move(theirs, turn.shape(shape), ours, None, turn))
     return moves
 

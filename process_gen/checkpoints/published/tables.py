@@ -108,4 +108,4 @@ DIFFUSERS = (
     ("nin_shortcut", "conv_shortcut"),
     ("norm_out", "conv_norm_out"),
 )
-"""Names of FLUX.1 as those of diffusers, which counts the decoder's levels the other way round besides."""
+"""Names of FLUX.1 as those of diffusers."""
