@@ -159,13 +159,10 @@ def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> S
     def line(name: str, axis: int, number: int) -> np.ndarray:
         return source.read(name, (slice(None),) * axis + (slice(number, number + 1),)).reshape(-1)
 
-    lines = {
-        name: (
-            axis,
-            {number: np.mean([line(name, axis, w) for w in words], axis=0) for number, words in new.values()},
-        )
-        for name, axis in ROWS.items()
-    }
+    lines: dict[str, tuple[int, dict[int, np.ndarray]]] = {name: (axis, {}) for name, axis in ROWS.items()}
+    for name, (axis, means) in lines.items():
+        for number, words in new.values():
+            means[number] = np.mean([line(name, axis, word) for word in words], axis=0)
     return Replaced(source, lines)
 
 

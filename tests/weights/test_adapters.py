@@ -25,7 +25,7 @@ from process_gen.weights.restore import load_model
 from process_gen.weights.start import start_from
 from tests.checkpoints.published.test_bagel import same
 from tests.data.fake import fake_batch
-from tests.test_convert import run
+from tests.test_convert import run, same_file
 from tests.weights.test_start import FOLDER, ROOT, blank_state, make_recipe
 
 PATTERNS = ("backbone/layers/*_proj/kernel", "vit/layers/q_proj/kernel", "latent_in/kernel")
@@ -139,6 +139,9 @@ def test_adapters_leave_alone_as_peft_names_them_and_come_back(tuned, workdir, t
     for theirs, name in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
         np.testing.assert_array_equal(written[f"base_model.model.{module}.{theirs}.weight"].T, ours[name][1])
 
+    for source in (out, workdir):  # rounded once, after they are merged
+        run(source=source, target=tmp_path / f"half_{source.name}", to="bagel", dtype="bfloat16")
+    same_file(*((tmp_path / f"half_{one.name}" / "ema.safetensors") for one in (out, workdir)))
     run(source=out, target=tmp_path / "merged", to="bagel")
     whole = load_model(str(workdir)).params
     same(sources.tree(read_weights(tmp_path / "merged").params), whole)

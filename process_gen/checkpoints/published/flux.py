@@ -47,7 +47,7 @@ def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
 
 
 def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
-    """Every published tensor of an autoencoder, and where it lies in ours."""
+    """Every published tensor of an autoencoder, by name, and where it lies in ours."""
     moves, last = [], len(config.ch_mult) - 1
     for ours, shape in autoencoder_shapes(config).items():
         theirs, turn = ours, {4: rules.CONV, 2: rules.POINTWISE, 1: rules.AS_IS}[len(shape)]
@@ -58,7 +58,7 @@ def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
         if "attentions" in theirs and len(shape) == 2:
             turn = rules.LINEAR
         moves.append(rules.Move(theirs, turn.shape(shape), ours, None, turn))
-    return moves
+    return sorted(moves, key=lambda move: move.theirs)
 
 
 def read_autoencoder(

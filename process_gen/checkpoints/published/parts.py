@@ -85,10 +85,11 @@ def model_of(language_model: Part, vision: Part | None, flux: FluxConfig | None)
 
 
 def start(model: ModelConfig, language_model: Part, vision: Part | None, seed: int = 0) -> sources.Source:
-    """The initial parameters of such a model: those of its parts; the others are drawn with `seed`."""
+    """The initial parameters of such a model, float32: those of its parts, and others drawn with `seed`."""
     made: list[sources.Source] = [part.pieces(model) for part in (language_model, vision) if part]
     fresh = model_shapes(model).keys() - {name for pieces in made for name in pieces.spec}
-    return sources.Joined(*made, sources.TreeArrays(initial(model, frozenset(fresh), seed)))
+    made.append(sources.TreeArrays(initial(model, frozenset(fresh), seed)))
+    return sources.Joined(*made).in_dtype("float32")
 
 
 def tower_of(part: Part) -> ModelConfig:

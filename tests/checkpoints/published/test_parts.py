@@ -149,6 +149,13 @@ def test_a_model_started_from_parts(qwen2, siglip2, tmp_path):
     assert blind.vit is None and blind.flux == FluxConfig()
 
 
+def test_a_model_started_from_half_precision_is_in_float32(tmp_path):
+    weights = draw(published_names.qwen2(LLM), dtype=jnp.bfloat16)
+    language = parts.read_qwen2(write(tmp_path / "half", weights, LLM))
+    source = parts.start(parts.model_of(language, None, None), language, None)
+    assert {source.read(name).dtype for name in source.spec} == {np.dtype(np.float32)}
+
+
 def test_a_trained_norm_does_not_fit_into_a_qwen2(qwen2, tmp_path):
     language = parts.read_qwen2(qwen2)
     model, name = parts.model_of(language, None, None), "backbone/layers/und/q_norm/scale"
