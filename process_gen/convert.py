@@ -27,7 +27,7 @@ from process_gen.experiment import cli  # before what reads its settings when it
 # isort: split
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ from etils import epath
 from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
-from process_gen.checkpoints.published.sources import DTYPE, tree
+from process_gen.checkpoints.published.sources import tree
 from process_gen.distributed import lock, sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
@@ -46,7 +46,17 @@ from process_gen.models.config import ModelConfig
 from process_gen.models.spec import model_spec
 from process_gen.weights.origin import Weights, read_weights
 
-TARGETS = ("ours", "package", "bagel", "adapters", "qwen2", "siglip2", "flux", "diffusers")
+TARGETS = {
+    "ours": ("params", "autoencoder"),
+    "package": ("params",),
+    "bagel": ("params", "autoencoder"),
+    "adapters": (),
+    "qwen2": ("params",),
+    "siglip2": ("params",),
+    "flux": ("autoencoder",),
+    "diffusers": ("autoencoder",),
+}
+"""Format that can be written -> the sources of `Weights` whose bytes the progress bar counts."""
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -65,23 +75,19 @@ def convert(
     target: str,
     to: str = "ours",
     *,
-    dtype: str | None = None,
     mesh: Mapping[str, int] | None = None,
-    largest: int | None = None,
-    progress: Callable[[int], None] | None = None,
     which: str = "ema",
+    **options: Any,
 ) -> None:
-    """Converts weights to the format `to` and writes them.
+    """Converts weights to the format `to` and writes them, each array in the dtype that it is read in.
 
     Args:
       weights: from `read_weights`.
       target: a folder, or a file for `package`; nothing is overwritten.
       to: one of `TARGETS`.
-      dtype: of the arrays written; by default float32 for `ours`, the source's for all others.
       mesh: axis sizes; arrays are chunked as such a mesh shards them (`ours`).
-      largest: bytes per file, with an index; None writes one file (`bagel`, `qwen2`, `siglip2`).
-      progress: called with the bytes written since the last call.
       which: `ema` or `params`, noted in the metadata (`package`).
+      **options: `largest` (`bagel`, `qwen2`, `siglip2`) and `progress`, as `tensors.write` takes them.
 
     Raises:
       ConvertError: the source lacks what `to` holds, or cannot become that.
@@ -96,103 +102,89 @@ def convert(
         )
     if weights.kind == to == "ours":
         raise ConvertError(
-            f"{weights.source} is a run of this project already: --to={', --to='.join(TARGETS[1:])}"
+            f"{weights.source} is a run of this project already: --to={', --to='.join([*TARGETS][1:])}"
         )
-    _check(weights, to)
+    _check(weights, epath.Path(target), to)
     # No lock in an object store, which cannot create exclusively, nor for a package, one file written whole.
     alone = to != "package" and "://" not in target
     with lock.hold(load.absolute(target), "a conversion") if alone else contextlib.nullcontext():
-        _write(weights, target, to, dtype, mesh, largest, progress, which)
+        _write(weights, epath.Path(target), to, mesh, which, **options)
 
 
-def _check(weights: Weights, to: str) -> None:
+def _check(weights: Weights, target: epath.Path, to: str) -> None:
     """Refuses weights that lack what `to` holds, before anything is made."""
+
+    def need(part: Any, name: str) -> None:
+        if part is None:
+            raise ConvertError(f"{weights.source} holds no {name}")
+
+    if to in ("package", "bagel", "qwen2", "siglip2"):
+        need(weights.params, "model")
     if to in ("flux", "diffusers"):
-        _needs(weights.autoencoder, weights, "autoencoder")
+        need(weights.autoencoder, "autoencoder")
+    elif to == "bagel":
+        need(weights.autoencoder, "autoencoder (--autoencoder=PATH gives one)")
+    elif to == "siglip2":
+        need(weights.model.vit, "ViT")
     elif to == "adapters":
-        _needs(weights.adapted, weights, "adapters (it was trained with a config.model.lora.rank of 0)")
+        need(weights.adapted, "adapters (it was trained with a config.model.lora.rank of 0)")
         if besides := weights.adapted.besides:
             raise ConvertError(
                 f"{weights.source} has trained {arrays.shorten(sorted(besides))} besides its adapters, which "
                 "would be lost: --to=bagel has all of it, merged"
             )
-    elif to != "ours":
-        _needs(weights.params, weights, "model")
-        if to == "siglip2":
-            _needs(weights.model.vit, weights, "ViT")
-        elif to == "bagel":
-            _needs(weights.autoencoder, weights, "autoencoder (--autoencoder=PATH gives one)")
+    elif to == "package":
+        if weights.kind != "ours":
+            raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
+        if weights.autoencoder is not None:
+            raise ConvertError(f"{weights.source} has an autoencoder, and a package holds none: --to=bagel")
+        if target.exists():
+            raise ConvertError(f"{target} is there already: choose another --target, or move it away")
+        if target.suffix != tensors.SUFFIX:
+            raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
 
 
 def _write(
     weights: Weights,
-    target: str,
+    target: epath.Path,
     to: str,
-    dtype: str | None,
     mesh: Mapping[str, int] | None,
-    largest: int | None,
-    progress: Callable[[int], None] | None,
     which: str,
+    **options: Any,
 ) -> None:
-    """Does the writing of `convert`, after its checks and with the target locked."""
-    params, coder, model = weights.params, weights.autoencoder, weights.model
-    options = dict(dtype=dtype, progress=progress)
-    if to in ("flux", "diffusers"):
-        flux.export_autoencoder(coder(dtype), weights.flux, target, to, **options)
-        return
-    if to == "adapters":
-        mine, base = weights.adapted, weights.adapted.base
-        base = str(load.absolute(base)) if base else ""
-        adapters.export_adapters(mine.params(dtype), mine.lora, target, base=base, **options)
-        return
-    if to == "ours":
-        items: dict[str, Any] = {}
-        if params is not None:
-            items["ema"] = params(dtype or DTYPE), shards(model, params(None).spec, mesh)
-        if coder is not None:
-            items["autoencoder"] = coder(dtype or DTYPE), {}
-        stream.write_step(target, items, weights.metadata, progress)
-        _copy_tokenizer(weights, epath.Path(target) / "tokenizer")
-        return
-    if to == "package":
-        _write_package(weights, epath.Path(target), which, dtype)
-        return
-    options["largest"] = largest
-    if to == "siglip2":
-        parts.export_siglip2(params(dtype), model.vit, target, **options)
-        return
-    if to == "bagel":
-        bagel.export_bagel(params(dtype), coder(dtype), model, target, files=weights.files, **options)
-    else:
-        parts.export_qwen2(params(dtype), model, target, **options)
-    _copy_tokenizer(weights, epath.Path(target))
-
-
-def _write_package(weights: Weights, target: epath.Path, which: str, dtype: str | None) -> None:
-    """Writes one file with a run's weights and config, and beside it `tokenizer/` if the run has one."""
-    if weights.kind != "ours":
-        raise ConvertError(f"{weights.source} is no run, and a package is made of one: --to=ours first")
-    if weights.autoencoder is not None:
-        raise ConvertError(f"{weights.source} has an autoencoder, and a package holds none: --to=bagel")
-    if target.exists():
-        raise ConvertError(f"{target} is there already: choose another --target, or move it away")
-    if target.suffix != tensors.SUFFIX:
-        raise ConvertError(f"--target={target}: a package is one file, name it NAME{tensors.SUFFIX}")
-    metadata = {**weights.metadata, "which": which}
-    export.save_weights(str(target), tree(weights.params(None)), metadata, dtype)
-    _copy_tokenizer(weights, target.parent / "tokenizer")
-
-
-def _copy_tokenizer(weights: Weights, folder: epath.Path) -> None:
-    for name in TOKENIZER_FILES:
+    params, coder, model, adapted = weights.params, weights.autoencoder, weights.model, weights.adapted
+    match to:
+        case "ours":
+            items: dict[str, Any] = {}
+            if params is not None:
+                items["ema"] = params, shards(model, params.spec, mesh)
+            if coder is not None:
+                items["autoencoder"] = coder, {}
+            stream.write_step(target, items, weights.metadata, options.get("progress"))
+        case "package":
+            export.save_weights(target, tree(params), {**weights.metadata, "which": which})
+        case "bagel":
+            files = weights.metadata.get("published", {}).get("files")
+            bagel.export_bagel(params, coder, model, target, files=files, **options)
+        case "adapters":
+            base = str(load.absolute(adapted.base)) if adapted.base else ""
+            adapters.export_adapters(adapted.params, adapted.lora, target, base=base, **options)
+        case "qwen2":
+            parts.export_qwen2(params, model, target, **options)
+        case "siglip2":
+            parts.export_siglip2(params, model.vit, target, **options)
+        case "flux" | "diffusers":
+            flux.export_autoencoder(coder, weights.flux, target, to, **options)
+    beside = {
+        "ours": target / "tokenizer",
+        "package": target.parent / "tokenizer",
+        "bagel": target,
+        "qwen2": target,
+    }
+    for name in TOKENIZER_FILES if to in beside else ():
         if (weights.tokenizer / name).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            (weights.tokenizer / name).copy(folder / name, overwrite=True)
-
-
-def _needs(part: Any, weights: Weights, name: str) -> None:
-    if part is None:
-        raise ConvertError(f"{weights.source} holds no {name}")
+            beside[to].mkdir(parents=True, exist_ok=True)
+            (weights.tokenizer / name).copy(beside[to] / name, overwrite=True)
 
 
 def shards(
@@ -207,26 +199,11 @@ def shards(
     return {name: found[name].shard_shape(shape) for name, shape in spec.items()}
 
 
-def total_bytes(weights: Weights, to: str, dtype: str | None) -> int:
-    """Bytes that a conversion writes, for its progress bar."""
-    params, coder = weights.params, weights.autoencoder
-    chosen = {"flux": [coder], "diffusers": [coder], "ours": [params, coder], "bagel": [params, coder]}
-    if to == "adapters":
-        return 0  # too few to show
-    if to == "ours":
-        dtype = dtype or DTYPE
-    return sum(make(dtype).nbytes for make in chosen.get(to, [params]) if make is not None)
-
-
 # -------------------------------------------------------------------- command
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """Parses axis sizes such as `fsdp=8,tensor=2`; unnamed axes have size 1, an empty text gives {}.
-
-    Raises:
-      ConvertError, MeshError: bad syntax, an unknown axis, or a size of -1.
-    """
+    """Parses axis sizes such as `fsdp=8,tensor=2`; unnamed axes have size 1, an empty text gives {}."""
     mesh = parse_mesh(text, data=1)
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     if -1 in sizes.values():
@@ -284,25 +261,23 @@ def _check_used(values: Any, source: str, target: str) -> None:
 
 
 def run(values: Any) -> str:
-    """Does what the command does; returns what it prints at the end.
-
-    Raises:
-      ConvertError, CheckpointError, ConfigError, MeshError: bad input; the message is fit for a user.
-    """
+    """Does what the command does; returns what it prints at the end, or raises one of `ERRORS`."""
     for name in ("source", "target"):
         if not getattr(values, name):
             raise ConvertError(f"--{name}=PATH is required")
     if values.dtype not in (None, *DTYPES):
         raise ConvertError(f"--dtype={values.dtype}: must be one of {', '.join(DTYPES)}")
-    options = dict(dtype=values.dtype, mesh=mesh_sizes(values.mesh), which=values.which)
-    options["largest"] = parse_bytes(values.largest) if values.largest else None
+    mesh, largest = mesh_sizes(values.mesh), parse_bytes(values.largest) if values.largest else None
     read = {name: getattr(values, name) for name in ("vit", "vision", "autoencoder", "which", "seed", "base")}
     weights = read_weights(values.source, **read)
     to = values.to or ("bagel" if weights.kind == "ours" else "ours")
     _check_used(values, weights.kind, to)
-    total = total_bytes(weights, to, values.dtype) if to in TARGETS else 0
+    weights = weights.in_dtype(values.dtype or ("float32" if to == "ours" else None))
+    sources = (getattr(weights, name) for name in TARGETS.get(to, ()))
+    total = sum(source.nbytes for source in sources if source is not None)
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=to) as bar:
-        convert(weights, values.target, to, progress=bar.update, **options)
+        options = dict(mesh=mesh, which=values.which, largest=largest, progress=bar.update)
+        convert(weights, values.target, to, **options)
         bar.total = bar.n  # published files also hold fixed tables
     return f"{weights.source} ({weights.kind}) -> {values.target} ({to})"
 

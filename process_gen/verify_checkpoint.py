@@ -59,46 +59,38 @@ def part_of(name: str) -> str:
 
 def is_finite(source: Source, name: str) -> bool:
     """Whether an array holds finite numbers only; stacked layers are read one at a time."""
-    layers = range(source.spec[name][0]) if "layers" in name.split("/") else ()
-    boxes = [(slice(layer, layer + 1),) for layer in layers] or [()]
+    layers = source.spec[name][0] if "layers" in name.split("/") else 0
+    boxes = [(slice(layer, layer + 1),) for layer in range(layers)] or [()]
     return all(np.isfinite(source.read(name, box).astype(np.float32)).all() for box in boxes)
 
 
-def opened(weights: Weights, dtype: str | None = None) -> list[Source]:
+def opened(weights: Weights) -> list[Source]:
     """The sources of a model and of its autoencoder; CheckpointMismatch where names or shapes are wrong."""
-    found = []
-    if weights.params is not None:
-        model = weights.params(dtype)
-        sizes = computed_as(weights.model, model, weights.model.dtype)
+    model, coder = weights.params, weights.autoencoder
+    if model is not None:
+        sizes = computed_as(weights, weights.model.dtype)
         check_shapes(model, model_shapes(sizes), f"the model in {weights.source}")
-        found.append(model)
-    if weights.autoencoder is not None:
-        coder = weights.autoencoder(dtype)
+    if coder is not None:
         check_shapes(coder, autoencoder_shapes(weights.flux), f"the autoencoder in {weights.source}")
-        found.append(coder)
-    return found
+    return [source for source in (model, coder) if source is not None]
 
 
 def known_answers(weights: Weights, golden: str, dtype: str = "float32") -> list[Entry]:
-    """The entries of a golden folder with their relative errors.
-
-    Raises:
-      CheckpointError: the folder cannot be read, or the weights lack a part that it needs.
-    """
+    """The entries of a golden folder with their relative errors."""
     answers = read_golden(golden)
     if weights.params is None or weights.autoencoder is None:
         raise CheckpointMismatch(
             f"{weights.source} holds no model with an autoencoder to compute answers with"
         )
-    model, coder = opened(weights, "float32")
+    params, frozen = (tree(source) for source in opened(weights.in_dtype("float32")))
     shift = weights.metadata.get("published", {}).get("timestep_shift", 1.0)
-    return compare(answers, computed_as(weights.model, model, dtype), tree(model), tree(coder), shift)
+    return compare(answers, computed_as(weights, dtype), params, frozen, shift)
 
 
-def computed_as(config: ModelConfig, source: Source, dtype: str) -> ModelConfig:
-    """The config with another compute dtype, without remat, and without a ViT that `source` lacks."""
-    has_vit = any(name.startswith("vit/") for name in source.spec)
-    return dataclasses.replace(config, dtype=dtype, vit=config.vit if has_vit else None, remat="none")
+def computed_as(weights: Weights, dtype: str) -> ModelConfig:
+    """The model's config with another compute dtype, without remat, and without a ViT that is not there."""
+    vit = weights.model.vit if any(name.startswith("vit/") for name in weights.params.spec) else None
+    return dataclasses.replace(weights.model, dtype=dtype, vit=vit, remat="none")
 
 
 def describe(sources: Sequence[Source]) -> str:
@@ -114,15 +106,6 @@ def describe(sources: Sequence[Source]) -> str:
     return table(rows, ("part", "arrays", "parameters", "stored as"))
 
 
-def describe_entries(entries: Sequence[Entry], tolerance: float) -> str:
-    """The errors as a table."""
-    rows = []
-    for entry in entries:
-        verdict = "ok" if entry.error <= tolerance else "TOO FAR"
-        rows.append((entry.name, "x".join(map(str, entry.shape)) or "1", f"{entry.error:.1e}", verdict))
-    return table(rows, ("entry", "shape", "relative error", ""))
-
-
 # -------------------------------------------------------------------- command
 
 
@@ -136,11 +119,7 @@ def define_flags() -> None:
 
 
 def run(values: Any) -> tuple[str, bool]:
-    """Does what the command does; returns what it prints, and whether all is well.
-
-    Raises:
-      CheckpointError, ValueError: the weights or the flags do not fit together; the message is for a user.
-    """
+    """Does what the command does; returns what it prints, and whether all is well."""
     if not values.checkpoint:
         raise ValueError("--checkpoint=DIR is required")
     if values.dtype not in ("float32", "bfloat16"):
@@ -157,11 +136,14 @@ def run(values: Any) -> tuple[str, bool]:
     lines += ["every tensor is there, has its shape, and holds finite numbers", ""]
     if not values.golden:
         return "\n".join(lines), True
-    entries = known_answers(weights, values.golden, values.dtype)
-    far = [entry for entry in entries if not entry.error <= values.tolerance]
-    within = f"{len(entries) - len(far)} of {len(entries)} entries are within {values.tolerance:g}"
-    lines += [describe_entries(entries, values.tolerance), "", f"{within}, computed in {values.dtype}"]
-    return "\n".join(lines), not far
+    rows, good = [], 0
+    for name, shape, error in known_answers(weights, values.golden, values.dtype):
+        good += error <= values.tolerance
+        verdict = "ok" if error <= values.tolerance else "TOO FAR"
+        rows.append((name, "x".join(map(str, shape)) or "1", f"{error:.1e}", verdict))
+    within = f"{good} of {len(rows)} entries are within {values.tolerance:g}, computed in {values.dtype}"
+    lines += [table(rows, ("entry", "shape", "relative error", "")), "", within]
+    return "\n".join(lines), good == len(rows)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ from process_gen.distributed.mesh import MeshError
 from process_gen.experiment import cli
 from process_gen.weights import origin
 from process_gen.weights.restore import load_model
+from tests.checkpoints.published.test_bagel import same
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,10 +44,7 @@ def run(**flags) -> str:
 
 
 def same_file(a: pathlib.Path, b: pathlib.Path) -> None:
-    a, b = safetensors.numpy.load_file(a), safetensors.numpy.load_file(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes(), name
+    same(safetensors.numpy.load_file(a), safetensors.numpy.load_file(b))
 
 
 @pytest.fixture(scope="module")

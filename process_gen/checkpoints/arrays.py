@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,10 +31,7 @@ def fields(state: Any) -> dict[str, Any]:
 def flatten(tree: Any) -> FlatArrays:
     """`{'a/b': array}` of a tree; an array alone is called `value`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in leaves]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two arrays share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
-    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in leaves}
 
 
 def unflatten_like(tree: Any, arrays: FlatArrays) -> Any:
@@ -88,17 +85,16 @@ def data_to_key(leaf: Any, like: Any) -> Any:
 def check(
     found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, ignored: Sequence[str] = (), end: str = ""
 ) -> None:
-    """Compares names and shapes.
+    """Raises CheckpointMismatch, which names what is missing, unknown (but `ignored`), or of another shape.
 
-    Args:
-      found, wanted: shapes by name, or whatever else is to be equal and can be shown.
-      what, end: how the message begins and ends.
-      ignored: regular expressions of whole names that `found` may have besides.
-
-    Raises:
-      CheckpointMismatch: names what is missing, what is unknown, and what has another shape.
+    `found` and `wanted` are shapes by name, or whatever else is to be equal and can be shown; the message
+    begins with `what` and ends with `end`; `ignored` are regular expressions of whole names.
     """
-    unknown = sorted(name for name in found.keys() - wanted.keys() if not matches(name, ignored))
+    unknown = sorted(
+        name
+        for name in found.keys() - wanted.keys()
+        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+    )
     both = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
     problems = {
         "missing": sorted(wanted.keys() - found.keys()),
@@ -108,11 +104,6 @@ def check(
     if any(problems.values()):
         named = (f"{title}: {shorten(names)}" for title, names in problems.items() if names)
         raise CheckpointMismatch(f"{what}; {'; '.join(named)}{end}")
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the regular expressions is the whole name."""
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -23,7 +23,9 @@ _KEY = "process_gen"
 _FORMAT = 1
 
 
-def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | None = None) -> None:
+def save_weights(
+    path: epath.PathLike, params: Any, metadata: dict[str, Any], dtype: str | None = None
+) -> None:
     """Writes weights to one file, which appears whole or not at all.
 
     Args:
@@ -48,10 +50,7 @@ def save_weights(path: str, params: Any, metadata: dict[str, Any], dtype: str | 
 
 
 def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads weights that `save_weights` wrote.
-
-    Returns:
-      Nested dict of NumPy arrays, floating-point ones as float32, and the metadata.
+    """Reads what `save_weights` wrote: a nested dict of NumPy arrays, floats as float32, and the metadata.
 
     Raises:
       CheckpointNotFound: no such file, or a file of another kind.
@@ -74,12 +73,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_ours(path: str) -> bool:
-    """Whether `save_weights` wrote a file; reads only the header.
-
-    Raises:
-      CheckpointNotFound: no such file, or no `.safetensors`.
-      CheckpointCorrupt: cut off or garbled.
-    """
+    """Whether `save_weights` wrote a file; reads only the header, and raises as `tensors.open_file`."""
     return _KEY in tensors.open_file(path).texts
 
 

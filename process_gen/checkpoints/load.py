@@ -84,24 +84,20 @@ def steps(root: epath.Path) -> list[int]:
 
 
 def latest_step_dir(workdir: epath.Path) -> epath.Path:
-    """The newest committed step of a workdir (or of its `checkpoints` folder).
-
-    Raises:
-      CheckpointNotFound: the folder is missing, empty, foreign, or holds nothing but unfinished saves.
-    """
-    make = "Train one with: python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
-    if not workdir.exists():
-        raise CheckpointNotFound(f"no such workdir: {workdir}. {make}")
+    """The newest committed step of a workdir, or of its `checkpoints` folder; CheckpointNotFound for none."""
     for root in (workdir / FOLDER, workdir):
         if found := steps(root):
             return root / str(found[-1])
-    if (workdir / FOLDER).is_dir() and unfinished(workdir / FOLDER):
-        raise CheckpointNotFound(f"{workdir / FOLDER} holds only a save that was never finished. {make}")
-    if any(workdir.iterdir()):
-        raise CheckpointNotFound(
-            f"{workdir} is not the workdir of a training run: looked for {FOLDER}/<step> in it. {make}"
-        )
-    raise CheckpointNotFound(f"the workdir {workdir} is empty: no checkpoint was saved in it yet. {make}")
+    if not workdir.exists():
+        why = f"no such workdir: {workdir}"
+    elif (workdir / FOLDER).is_dir() and unfinished(workdir / FOLDER):
+        why = f"{workdir / FOLDER} holds only a save that was never finished"
+    elif any(workdir.iterdir()):
+        why = f"{workdir} is not the workdir of a training run: looked for {FOLDER}/<step> in it"
+    else:
+        why = f"the workdir {workdir} is empty: no checkpoint was saved in it yet"
+    make = "python -m process_gen.train --config=configs/scenes.py:debug --workdir=..."
+    raise CheckpointNotFound(f"{why}. Train one with: {make}")
 
 
 def unfinished(root: epath.Path) -> list[epath.Path]:
@@ -131,9 +127,7 @@ def read_json(step_dir: epath.Path, item: str) -> Any:
 
 
 def read_arrays(step_dir: epath.Path, item: str, wanted: arrays.FlatArrays) -> arrays.FlatArrays:
-    """Reads the arrays of one item, whose files the caller has checked.
-
-    `wanted` gives name -> shape, dtype and sharding.
+    """Reads the arrays of an item, whose files the caller has checked, as `wanted`: shape, dtype, sharding.
 
     Raises:
       CheckpointCorrupt: the description of the item cannot be read.

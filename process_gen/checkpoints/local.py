@@ -36,6 +36,8 @@ class LocalStore(CheckpointStore):
       CheckpointError: a process holds shards of two replicas of an array, and Orbax would save those of one.
     """
 
+    _shared = False
+
     def __init__(self, folder: str, metadata: dict[str, Any] | None = None, *, like: Any, save_every: int):
         self._placement = placement(like)
         logging.get_absl_logger().addFilter(_is_news)
@@ -57,12 +59,10 @@ class LocalStore(CheckpointStore):
         )
         facts = ocp.JsonCheckpointHandler(multiprocessing_options=_ALL_ARE_PRIMARY)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for handler, kinds in (
-            (trees, (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
-            (facts, (ocp.args.JsonSave, ocp.args.JsonRestore)),
-        ):
-            for kind in kinds:
-                registry.add(None, kind, handler)
+        for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+            registry.add(None, kind, trees)
+        for kind in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add(None, kind, facts)
         return ocp.CheckpointManager(
             self.root,
             options=ocp.CheckpointManagerOptions(
@@ -73,10 +73,6 @@ class LocalStore(CheckpointStore):
             ),
             handler_registry=registry,
         )
-
-    @property
-    def _manages_folder(self) -> bool:
-        return True
 
     def _bytes(self, x: Any) -> int:
         if not isinstance(x, jax.Array):

@@ -28,6 +28,7 @@ from process_gen.distributed.agreement import first_message
 NAME = "manifest.sha256.json"
 _SHARE = "manifest.{}.json"  # hashes of one host, until they are in the manifest
 _WRITTEN_BY = "ocdbt.process_{}"  # Orbax's folder, in an item, for what one host writes
+_UNFINISHED = ocp_path.atomicity.TMP_DIR_SUFFIX  # of the names of folders that Orbax has not committed
 _FORMAT = 1
 # Written by Orbax when it commits, so after the manifest; nothing that is read depends on them.
 _COMMIT_FILES = frozenset({"commit_success.txt", "_CHECKPOINT_METADATA"})
@@ -59,35 +60,24 @@ class BarrierWithHashes:
         """Waits for all hosts. Orbax's `key` names what they wait for and, after a dot, the step."""
         what, _, step = key.rpartition(".")
         if "write_complete" in what:
+            step_dir, host = self._root / f"{step}{_UNFINISHED}", jax.process_index()
             try:
-                unfinished = self._root / f"{step}{ocp_path.atomicity.TMP_DIR_SUFFIX}"
-                write_share(unfinished, jax.process_index())
+                mine = {}  # files that this host has written; these change no more
+                for folder in step_dir.glob("*/" + _WRITTEN_BY.format(host)):
+                    item = folder.parent.name.removesuffix(_UNFINISHED)
+                    mine |= dict(_files(folder, f"{item}/{folder.name}/"))
+                (step_dir / _SHARE.format(host)).write_text(json.dumps(_entries(mine)))
             except OSError as error:
                 logging.warning("left to the first host to hash: %s", error)
         self._wait(key=key, timeout_ms=timeout_ms)
 
 
-def write_share(step_dir: epath.Path, host: int) -> None:
-    """Writes the hashes of the files that a host has written of a step; these change no more."""
-    mine = {}
-    for folder in step_dir.glob("*/" + _WRITTEN_BY.format(host)):
-        item = folder.parent.name.removesuffix(ocp_path.atomicity.TMP_DIR_SUFFIX)
-        mine |= dict(_files(folder, f"{item}/{folder.name}/"))
-    (step_dir / _SHARE.format(host)).write_text(json.dumps(_entries(mine)))
-
-
 def verify(
     step_dir: epath.Path, items: tuple[str, ...] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Checks sizes and hashes of the files of a step.
+    """Raises CheckpointCorrupt, which names the first file of a step that is missing, cut off or changed.
 
-    Args:
-      step_dir: folder of the step.
-      items: whose files to check; None for all.
-      share: (i, n) checks every n-th file from file i on, the share of host i of n.
-
-    Raises:
-      CheckpointCorrupt: names the step and the first file that is missing, cut off or changed.
+    Checks the files of all `items`, or of some; a `share` (i, n) is every n-th file from file i on.
     """
     wanted = [(n, e) for n, e in _read(step_dir).items() if items is None or n.split("/")[0] in items]
     mine = dict(wanted[share[0] :: share[1]])

@@ -11,11 +11,7 @@ SHIPPED = {"scenes": "scenes_s.safetensors", "hung": "hung_s.safetensors"}
 
 
 def shipped_weights(name: str = "scenes") -> str:
-    """The path of the shipped weights of this name, a key of `SHIPPED`.
-
-    Raises:
-      CheckpointNotFound: this installation has none.
-    """
+    """The path of shipped weights, by a key of `SHIPPED`; CheckpointNotFound where none are installed."""
     asset = importlib.resources.files("process_gen") / "assets" / SHIPPED[name]
     if not asset.is_file():
         raise CheckpointNotFound(

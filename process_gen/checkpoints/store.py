@@ -74,13 +74,14 @@ class CheckpointStore(ClosesOnExit):
     """Saves and restores the states of one run.
 
     Args:
-      workdir: folder of the run; made if need be.
       metadata: JSON-able facts to keep with every step: the config, the model's size, the tokenizer.
       save_every: steps between saves, for `due`.
       keep: how many of the newest steps stay.
       keep_every: steps that are a multiple of it stay for good; 0 for none.
       keep_best: how many of the steps with the highest scores stay besides.
     """
+
+    _shared = True  # all hosts write to one folder
 
     def __init__(
         self,
@@ -99,7 +100,11 @@ class CheckpointStore(ClosesOnExit):
         self.root = _folder(workdir)
         self._remove_unfinished()
         multihost_utils.sync_global_devices("process_gen: unfinished checkpoints removed")
-        self._scores = _scores(self.root) if keep_best else {}
+        self._scores: dict[int, float] = {}
+        for step in self.steps() if keep_best else ():
+            with contextlib.suppress(CheckpointError):  # a broken step has no score
+                if (score := load.read_json(self.root / str(step), load.METADATA).get("score")) is not None:
+                    self._scores[step] = score
         stay = [managers.LatestN(keep)]
         stay += [managers.EveryNSteps(keep_every)] if keep_every else []
         stay += [_BestSteps(keep_best, self._scores)] if keep_best else []
@@ -116,8 +121,8 @@ class CheckpointStore(ClosesOnExit):
 
     @property
     def _manages_folder(self) -> bool:
-        """Whether this process cleans up the folder and checks its free space (one does, in a shared one)."""
-        return jax.process_index() == 0
+        """Whether this process cleans up the folder and checks its free space."""
+        return not self._shared or jax.process_index() == 0
 
     def _bytes(self, x: Any) -> int:
         """Bytes of an array that are saved in the folder."""
@@ -202,11 +207,10 @@ class CheckpointStore(ClosesOnExit):
             self.wait()  # as Orbax would; then old steps are deleted, and the free space is known
         except CheckpointNotSaved as error:
             logging.error("%s", error)
-        self._check_room(step, state)
+        if wrong := first_message(self._missing_room(step, state)):
+            raise NoRoom(wrong)  # on all hosts alike
         items = {}
         for field, tree in arrays.fields(state).items():
-            if field in _RESERVED:
-                raise ValueError(f"a field of the state may not be called {field!r}")
             if leaves := arrays.flatten(tree):
                 stored = {name: arrays.key_to_data(x) for name, x in leaves.items()}
                 items[field] = ocp.args.PyTreeSave(arrays.unflatten(stored))
@@ -227,16 +231,15 @@ class CheckpointStore(ClosesOnExit):
                 "Resume from it, or use another workdir."
             )
 
-    def _check_room(self, step: int, state: Any) -> None:
-        """Raises NoRoom, on all hosts alike, where there is no room for another step."""
-        if wrong := first_message(self._missing_room(step, state)):
-            raise NoRoom(wrong)
-
     def announce(self, state: Any) -> None:
         """Logs the disk space that the steps of a run take; a warning where there is less."""
         if not self._manages_folder:
             return
-        one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
+        one, free, there = (
+            self._size(state),
+            shutil.disk_usage(self.root).free,
+            min(len(self.steps()), self._keep),
+        )
         logging.log(
             logging.WARNING if free < (self._keep + 1 - there) * one else logging.INFO,
             "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
@@ -252,14 +255,10 @@ class CheckpointStore(ClosesOnExit):
     def _size(self, state: Any) -> int:
         return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
 
-    def _free(self) -> int:
-        """Bytes that are left in the folder."""
-        return shutil.disk_usage(self.root).free
-
     def _missing_room(self, step: int, state: Any) -> str:
         if not self._manages_folder:
             return ""
-        needed, free = _SPARE * self._size(state), self._free()
+        needed, free = _SPARE * self._size(state), shutil.disk_usage(self.root).free
         if free >= needed:
             return ""
         return (
@@ -289,7 +288,7 @@ class CheckpointStore(ClosesOnExit):
         Args:
           like: the state to fill, real or abstract (`jax.ShapeDtypeStruct` with shardings).
           iterator: the data iterator to set to where it was.
-          step: which step, None for the newest.
+          step: None for the newest.
 
         Raises:
           CheckpointNotFound: there is none.
@@ -382,13 +381,3 @@ def _folder(workdir: str) -> epath.Path:
     except OSError as error:
         raise CheckpointError(f"the workdir {workdir} cannot be written to ({error})") from error
     return root
-
-
-def _scores(root: epath.Path) -> dict[int, float]:
-    """The scores that were saved with steps; a broken step has none."""
-    found = {}
-    for step in load.steps(root):
-        with contextlib.suppress(CheckpointError):
-            score = load.read_json(root / str(step), load.METADATA).get("score")
-            found |= {} if score is None else {step: score}
-    return found

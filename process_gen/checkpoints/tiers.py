@@ -47,11 +47,7 @@ class TieredStore(ClosesOnExit):
         return any(store.due(step) for store in self._tiers)
 
     def newest_whole_step(self) -> int | None:
-        """The newest step that is whole in one of the tiers, from which the run is to go on; see `source`.
-
-        Raises:
-          CheckpointCorrupt: there are steps, and none of them is whole.
-        """
+        """The newest step that is whole in a tier (see `source`); CheckpointCorrupt where all are broken."""
         if self._local is None:
             return self._shared.newest_whole_step()
         near = self._local.newest_whole_step()
@@ -104,8 +100,7 @@ class TieredStore(ClosesOnExit):
 def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
     """Opens the stores that `config` (`config.train`) asks for, for states like this one, real or abstract.
 
-    Raises:
-      CheckpointError: a folder cannot be written to, or see `LocalStore`.
+    Raises CheckpointError where a folder cannot be written to, or as `LocalStore` does.
     """
     keep = {key: config[key] for key in ("keep", "keep_every", "keep_best")}
     shared = CheckpointStore(workdir, metadata, save_every=config["checkpoint_every"], **keep)
@@ -119,8 +114,7 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
 def local_folder(disk: str, workdir: str) -> str:
     """Collective: makes the folder of this process on a local disk, for the run of a shared workdir.
 
-    Raises:
-      CheckpointError: the disk or the workdir cannot be written to.
+    Raises CheckpointError where the disk or the workdir cannot be written to.
     """
     name, wrong = "", ""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -67,11 +66,24 @@ def compare(
 ) -> list[Entry]:
     """Every answer of `golden.npz` with its relative error, in the order of the file.
 
-    `frozen` are the autoencoder's weights. A key that is neither an input nor anything that is computed here
-    has an infinite error.
+    `frozen` are the autoencoder's weights. Groups of keys (by prefix) of which none is stored are not
+    computed. A key that is neither an input nor anything that is computed here has an infinite error.
     """
+
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in golden.arrays)
+
+    found: dict[str, np.ndarray] = {}
     with jax.default_matmul_precision("highest"):
-        found = answers(golden, config, params, frozen, timestep_shift)
+        if has("ae_"):
+            found |= autoencoder_answers(golden, config, frozen)
+        if has("inf_"):
+            found |= inference_answers(golden, config, params, frozen)
+        if has("train_"):
+            found |= training_answers(golden, config, params, timestep_shift)
+            found |= _latent_answers(golden, config, frozen)
+        if has("vit_") and config.vit is not None:
+            found |= vit_answers(golden, config, params)
     missing = np.full((1,), np.nan)
     return [
         Entry(name, stored.shape, distance(found.get(name, missing), stored))
@@ -80,54 +92,19 @@ def compare(
     ]
 
 
-def answers(
-    golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float = 1.0
-) -> dict[str, np.ndarray]:
-    """Computes the answers by key; groups of keys (by prefix) of which none is stored are left out."""
-    parts: list[tuple[str, Callable[[], Mapping[str, np.ndarray]]]] = [
-        ("ae_", lambda: autoencoder_answers(golden, config, frozen)),
-        ("inf_", lambda: inference_answers(golden, config, params, frozen)),
-        ("train_", lambda: _training(golden, config, params, frozen, timestep_shift)),
-    ]
-    if config.vit is not None:
-        parts.append(("vit_", lambda: vit_answers(golden, config, params)))
-    found: dict[str, np.ndarray] = {}
-    for prefix, compute in parts:
-        if any(name.startswith(prefix) for name in golden.arrays):
-            found |= compute()
-    return found
-
-
-def _training(
-    golden: Golden, config: ModelConfig, params: Any, frozen: Any, timestep_shift: float
-) -> dict[str, np.ndarray]:
-    found, gradients = training_answers(golden, config, params, timestep_shift)
-    found |= stored_gradients(golden, config, gradients)
-    if not golden.optional("train_vae_images", (0,)).size:  # a row of texts and ViT images alone
-        none = np.zeros_like(golden.optional("train_latents", (0,))[:0])
-        return found | {"train_latents": none, "train_vae_position_ids": np.zeros(0, np.int64)}
+def _latent_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
+    """Latents [images, C, h, w] and their places of the images in the packed row."""
+    stored = golden.optional("train_latents")
+    if not golden.optional("train_vae_images").size:  # a row of texts and ViT images alone
+        return {"train_latents": np.zeros_like(stored[:0]), "train_vae_position_ids": np.zeros(0, np.int64)}
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
     tokens = jit_once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
-    found["train_latents"] = _as_latents(golden, config, tokens)
+    order = latent_tokens(config, np.arange(stored.size).reshape(stored.shape))  # where each value goes
+    latents = np.empty(stored.size, np.float32)
+    latents[order.reshape(-1)] = np.asarray(tokens).reshape(-1)
     grid, _ = latent_shape(config, golden.size("train_vae_images", "image_hw"))
-    found["train_vae_position_ids"] = np.tile(table_rows(grid, config.max_latent_side), len(images))
-    return found
-
-
-def stored_gradients(golden: Golden, config: ModelConfig, gradients: Any) -> dict[str, np.ndarray]:
-    """Our gradients under the keys of the stored ones, by the rules that convert weights."""
-    moves = [move for move in bagel_moves(config) if GRADIENT + move.theirs in golden.arrays]
-    items = sources.items(moves, sources.TreeArrays(gradients))
-    return {GRADIENT + item.name: np.concatenate(list(item.blocks())) for item in items}
-
-
-def _as_latents(golden: Golden, config: ModelConfig, tokens: jax.Array) -> np.ndarray:
-    """Latent tokens [..., N, V] back to stored latents [..., C, h, w]: inverts `latent_tokens`."""
-    shape = golden["train_latents"].shape
-    order = latent_tokens(config, np.arange(np.prod(shape)).reshape(shape))
-    flat = np.empty(int(np.prod(shape)), np.float32)
-    flat[order.reshape(-1)] = np.asarray(tokens).reshape(-1)
-    return flat.reshape(shape)
+    places = np.tile(table_rows(grid, config.max_latent_side), len(images))
+    return {"train_latents": latents.reshape(stored.shape), "train_vae_position_ids": places}
 
 
 def autoencoder_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[str, np.ndarray]:
@@ -186,8 +163,8 @@ def published_losses(ce_weight: float, mse_weight: float) -> LossTable:
 
 def training_answers(
     golden: Golden, config: ModelConfig, params: Any, timestep_shift: float = 1.0, order: str = "layers"
-) -> tuple[dict[str, np.ndarray], Any]:
-    """The answers for the packed row under the published keys, and the gradients of the loss.
+) -> dict[str, np.ndarray]:
+    """The answers for the packed row under the published keys, with the gradients that are stored.
 
     Only the order `layers` gives hidden states and positions of all tokens: `scan` keeps only
     those that losses read.
@@ -196,18 +173,26 @@ def training_answers(
     model = UnifiedModel(config, row.layout, golden.ids)
     table = published_losses(golden.setting("ce_weight"), golden.setting("mse_weight"))
     labels = {name: jnp.asarray(x) for name, x in row.labels.items()}
+    batch, prompts = row.batch, prompt_inputs(row.batch.prompt_tokens)
 
     def loss(params):
-        end, turns, traced = _run(model, params, row, order)
+        if order == "layers":
+            rows = (prompts, row.turns, batch.prompt_index, batch.is_first, batch.refines)
+            (end, turns), seen = model.apply(
+                {"params": params}, *rows, method="forward_rows", mutable=["trace"]
+            )
+            traced = {name: found for name, (found,) in seen["trace"].items()}
+        else:
+            end, turns = run_turns(model, params, batch, prompts, row.turns, order)
+            traced = {}
         outputs = make_outputs(model, params, end, turns, row.flows)
-        sums, counts = table.terms(outputs, row.batch, labels, jax.random.key(0))
+        sums, counts = table.terms(outputs, batch, labels, jax.random.key(0))
         values = {name: outputs.cross_entropy(name, labels) for name in {name for name, _ in row.targets}}
         error = jnp.square(outputs.velocity - outputs.target)
         return table.total(sums, counts), (values, error, traced)
 
     compute = jit_once(jax.value_and_grad(loss, has_aux=True))
-    (total, aux), gradients = jax.device_get(compute(params))
-    values, error, traced = aux
+    (total, (values, error, traced)), gradients = jax.device_get(compute(params))
     answers = {
         "train_ce": np.array([values[name][at] for name, at in row.targets]),
         "train_mse": error[:, :, 0][row.flows["has_target"]].reshape(-1, error.shape[-1]),
@@ -216,20 +201,9 @@ def training_answers(
     if traced:
         answers["train_hidden"] = _of_tokens(row, {name: x["hidden"] for name, x in traced.items()})
         answers["train_position_ids"] = _of_tokens(row, {name: x["positions"] for name, x in traced.items()})
-    return answers, gradients
-
-
-def _run(
-    model: UnifiedModel, params: Any, row: Row, order: str
-) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
-    """Runs the row through the model; returns also a trace of the tokens of `prompt` and `turn` chunks."""
-    batch = row.batch
-    prompts = prompt_inputs(batch.prompt_tokens)
-    if order != "layers":
-        return *run_turns(model, params, batch, prompts, row.turns, order), {}
-    rows = (prompts, row.turns, batch.prompt_index, batch.is_first, batch.refines)
-    (end, turns), seen = model.apply({"params": params}, *rows, method="forward_rows", mutable=["trace"])
-    return end, turns, {name: found for name, (found,) in seen["trace"].items()}
+    moves = [move for move in bagel_moves(config) if GRADIENT + move.theirs in golden.arrays]
+    items = sources.items(moves, sources.TreeArrays(gradients))  # by the rules that convert weights
+    return answers | {GRADIENT + item.name: np.concatenate(list(item.blocks())) for item in items}
 
 
 def _of_tokens(row: Row, traced: dict[str, dict[str, np.ndarray]]) -> np.ndarray:

@@ -36,9 +36,9 @@ class Golden:
             raise CheckpointMismatch(f"{self.place}/{ARRAYS} lacks {name}")
         return self.arrays[name]
 
-    def optional(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array, or zeros of `shape` (with an axis of length 0) if it is not stored: the row has none."""
-        return self.arrays.get(name, np.zeros(shape, np.int64))
+    def optional(self, name: str) -> np.ndarray:
+        """An array, or an empty one if it is not stored: the row has none."""
+        return self.arrays.get(name, np.zeros(0, np.int64))
 
     def size(self, image: str, setting: str) -> tuple[int, int]:
         """Height and width of images [..., 3, H, W]; those of a setting where they are not stored."""
@@ -46,11 +46,7 @@ class Golden:
         return int(found[0]), int(found[1])
 
     def setting(self, *path: str) -> Any:
-        """A value of `golden.json`.
-
-        Raises:
-          CheckpointMismatch: it is missing.
-        """
+        """A value of `golden.json`; CheckpointMismatch where it is missing."""
         value: Any = self.settings
         for key in path:
             if not isinstance(value, Mapping) or key not in value:
@@ -79,12 +75,7 @@ def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_golden(folder: epath.PathLike) -> Golden:
-    """Reads the known answers of a folder.
-
-    Raises:
-      CheckpointNotFound: no such folder, or a file is missing in it.
-      CheckpointCorrupt: a file cannot be read.
-    """
+    """Reads the known answers of a folder."""
     place = epath.Path(folder)
     for name in (ARRAYS, SETTINGS):
         if not (place / name).is_file():

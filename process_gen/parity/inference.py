@@ -32,17 +32,6 @@ DECODED = "flow_bothglobal"
 """The sample that `flow_image` decodes."""
 
 
-def flow_spec(golden: Golden, **guidance: Any) -> flow.FlowSpec:
-    """The settings of a stored sample; the published program counts points in time, one more than steps."""
-    return flow.FlowSpec(
-        flow_steps=golden.setting("flow", "num_timesteps") - 1,
-        time_shift=golden.setting("flow", "timestep_shift"),
-        interval=tuple(golden.setting("flow", "cfg_interval")),
-        renorm_min=golden.setting("flow", "cfg_renorm_min"),
-        **guidance,
-    )
-
-
 def inference_answers(golden: Golden, config: ModelConfig, params: Any, frozen: Any) -> dict[str, np.ndarray]:
     """The answers for the context, the text and the samples, under the published keys."""
     prompt, instruction = (_bracketed(golden, golden[f"inf_{name}"]) for name in ("prompt", "instruction"))
@@ -106,7 +95,13 @@ def _contexts(
 
 def _sample(golden: Golden, model: UnifiedModel, params, contexts, guidance) -> np.ndarray:
     """Latent tokens [N, V] of a sample, integrated from the stored noise."""
-    spec = flow_spec(golden, **guidance)
+    spec = flow.FlowSpec(
+        flow_steps=golden.setting("flow", "num_timesteps") - 1,  # the published program counts points in time
+        time_shift=golden.setting("flow", "timestep_shift"),
+        interval=tuple(golden.setting("flow", "cfg_interval")),
+        renorm_min=golden.setting("flow", "cfg_renorm_min"),
+        **guidance,
+    )
     nothing = KVCache.empty(model.config, 1, 0)
 
     @jit_once

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,26 +33,14 @@ ORDER = ("text", "noised", "clean", "vit")
 """The parts of a turn, each at most once."""
 
 
-class Piece(NamedTuple):
-    """A segment of the published row: tokens [start, stop)."""
-
-    kind: str
-    start: int
-    stop: int
-
-    @property
-    def tokens(self) -> range:
-        return range(self.start, self.stop)
-
-
-Turn = dict[str, Piece]
-"""The pieces of a turn by kind."""
+Turn = dict[str, range]
+"""The tokens of the published row that a turn has of each kind."""
 
 
 class Sample(NamedTuple):
-    """One sample of the published row: its prompt, and the pieces of its turns by kind."""
+    """One sample of the published row: the tokens of its prompt, and its turns."""
 
-    prompt: Piece | None
+    prompt: range | None
     turns: tuple[Turn, ...]
 
 
@@ -82,10 +71,6 @@ def layout_of(golden: Golden, config: ModelConfig, image: str, vit_image: str, *
 
     `image` and `vit_image` are keys of images [..., 3, H, W] as the autoencoder and as the ViT see them;
     where one is not stored, `golden.json` says how large it would be.
-
-    Raises:
-      ValueError: the model cannot hold such images.
-      CheckpointMismatch: the ViT cannot cut its image into patches, or a size is missing.
     """
     size = golden.size(image, "image_hw")
     grid, values = latent_shape(config, size)
@@ -116,13 +101,13 @@ def latent_tokens(config: ModelConfig, latents: np.ndarray) -> np.ndarray:
 def samples_of(golden: Golden) -> list[Sample]:
     """Splits the published row into samples; CheckpointMismatch where its lengths contradict each other."""
     lengths, start, samples = golden["train_sample_lens"], 0, []
-    vit_tokens = set(golden.optional("train_vit_indexes", (0,)).tolist())
+    vit_tokens = set(golden.optional("train_vit_indexes").tolist())
     targets = set(golden["train_ce_indexes"].tolist())
     for i, length in enumerate(lengths):
         pieces, at = [], start
         for split, mode in zip(golden[f"train_splits_{i}"], golden[f"train_modes_{i}"], strict=True):
             kind = ("text", "vit" if at + 1 in vit_tokens else "clean", "noised")[mode]
-            pieces.append(Piece(kind, at, at + int(split)))
+            pieces.append((kind, range(at, at + int(split))))
             at += int(split)
         if at != start + length:
             raise CheckpointMismatch(f"the segments of sample {i} have {at - start} tokens, it has {length}")
@@ -131,27 +116,23 @@ def samples_of(golden: Golden) -> list[Sample]:
     return samples
 
 
-def _sample(pieces: Sequence[Piece], targets: set[int]) -> Sample:
-    pieces, prompt = list(pieces), None
-    if pieces and pieces[0].kind == "text" and not targets.intersection(pieces[0].tokens):
-        prompt = pieces.pop(0)
+def _sample(pieces: list[tuple[str, range]], targets: set[int]) -> Sample:
+    prompt = None
+    if pieces and pieces[0][0] == "text" and not targets.intersection(pieces[0][1]):
+        prompt = pieces.pop(0)[1]
     turns: list[Turn] = []
-    newest = None
-    for piece in pieces:
+    for kind, tokens in pieces:
+        newest = list(turns[-1])[-1] if turns else ORDER[-1]
         # In a visual state only the last closing token can have a label: after a labelled one a turn begins.
-        cut = newest is not None and newest.kind == "clean" and newest.stop - 1 in targets
-        if newest is None or cut or ORDER.index(piece.kind) <= ORDER.index(newest.kind):
+        cut = newest == "clean" and turns[-1]["clean"].stop - 1 in targets
+        if cut or ORDER.index(kind) <= ORDER.index(newest):
             turns.append({})
-        turns[-1][piece.kind], newest = piece, piece
+        turns[-1][kind] = tokens
     return Sample(prompt, tuple(turns) or ({},))
 
 
 def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.0) -> Row:
-    """Converts the published row to one of this project.
-
-    Raises:
-      CheckpointMismatch: something in it has no counterpart here.
-    """
+    """Converts the published row; CheckpointMismatch where something in it has no counterpart here."""
     samples = samples_of(golden)
     texts = dict(zip(golden["train_text_indexes"].tolist(), golden["train_text_ids"].tolist(), strict=True))
     turns = [turn for sample in samples for turn in sample.turns]
@@ -160,8 +141,8 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
         config,
         "train_vae_images",
         "train_vit_images",
-        prompt=max([1, *(len(s.prompt.tokens) for s in samples if s.prompt)]),
-        before=max([1, *(len(turn["text"].tokens) for turn in turns if "text" in turn)]),
+        prompt=max([1, *(len(s.prompt) for s in samples if s.prompt)]),
+        before=max([1, *(len(turn["text"]) for turn in turns if "text" in turn)]),
         after=0,
         turns=len(turns),
         trajectories=len(samples),
@@ -185,36 +166,32 @@ def training_row(golden: Golden, config: ModelConfig, timestep_shift: float = 1.
     return Row(layout, batch, content, flows, labels, targets, _places(layout, samples, turns))
 
 
-def _texts(pieces: Sequence[Piece | None], texts: dict[int, int], size: int) -> np.ndarray:
+def _texts(pieces: Sequence[range | None], texts: dict[int, int], size: int) -> np.ndarray:
     """Text slots [len(pieces), size]."""
     slots = np.full((len(pieces), size), PAD_ID, np.int32)
     for slot, piece in zip(slots, pieces, strict=True):
         if piece is not None:
-            slot[: len(piece.tokens)] = [texts[t] for t in piece.tokens]
+            slot[: len(piece)] = [texts[t] for t in piece]
     return slots
 
 
 def _batch(layout: Layout, prompts: np.ndarray, before: np.ndarray, samples: Sequence[Sample]) -> Batch:
     counts = [len(sample.turns) for sample in samples]
     place = np.concatenate([np.arange(count) for count in counts])
-    ones, weight = np.ones((1, layout.turns), bool), np.ones((1, layout.turns), np.float32)
-    return Batch(
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Batch.spec(layout, 1))
+    ones = np.ones((1, layout.turns), np.float32)
+    return blank.replace(
         prompt_tokens=prompts[None],
         prompt_index=np.repeat(np.arange(len(samples), dtype=np.int32), counts)[None],
-        present=ones,
+        present=ones > 0,
         is_first=(place == 0)[None],
         is_last=(place == np.repeat(counts, counts) - 1)[None],
-        refines=~ones,
-        has_image=ones,
-        source=np.zeros((1, layout.turns), np.int32),
-        supervised=np.full((1, layout.turns), stage_bits(Stage), np.int32),
+        has_image=ones > 0,
+        supervised=np.full_like(blank.supervised, stage_bits(Stage)),
         before_tokens=before[None],
-        after_tokens=np.zeros((1, layout.turns, 0), np.int32),
-        image=np.zeros((1, layout.turns, 1, 1, 3), np.uint8),  # the turns hold latents
-        target=np.zeros((1, layout.turns), np.int32),
-        before_weight=weight,
-        image_weight=weight,
-        after_weight=weight,
+        before_weight=ones,
+        image_weight=ones,
+        after_weight=ones,
     )
 
 
@@ -262,7 +239,7 @@ def _places(
     """The `Row.places` of every token of the published row."""
     found: dict[int, tuple[str, int, int]] = {}
     for r, sample in enumerate(samples):
-        for i, token in enumerate(sample.prompt.tokens if sample.prompt else ()):
+        for i, token in enumerate(sample.prompt or ()):
             found[token] = ("prompt", r, i)
     chunk = Chunk(layout.turn_segments)
     in_order = np.argsort(chunk.order).tolist()
@@ -270,13 +247,13 @@ def _places(
     packed = {s.name: in_order[end - s.tokens : end] for s, end in zip(chunk.segments, ends, strict=True)}
     names = {"text": "before", "noised": "noised_0", "clean": "image", "vit": "image_vit"}
     for s, turn in enumerate(turns):
-        for kind, piece in turn.items():
+        for kind, tokens in turn.items():
             places = packed[names[kind]]
-            if kind != "text" and len(places) != len(piece.tokens):
+            if kind != "text" and len(places) != len(tokens):
                 raise CheckpointMismatch(
-                    f"tokens {piece.start} to {piece.stop} are no image of {len(places) - 2} tokens"
+                    f"tokens {tokens.start} to {tokens.stop} are no image of {len(places) - 2} tokens"
                 )
-            found |= {token: ("turn", s, m) for token, m in zip(piece.tokens, places, strict=False)}
+            found |= {token: ("turn", s, m) for token, m in zip(tokens, places, strict=False)}
     return tuple(found[token] for token in sorted(found))
 
 
@@ -292,7 +269,7 @@ def _labels(golden: Golden, layout: Layout, turns: Sequence[Turn]):
     where: dict[int, tuple[str, tuple[int, ...]]] = {}
     for s, turn in enumerate(turns):
         if "text" in turn:
-            where |= {token: ("before", (0, s, i)) for i, token in enumerate(turn["text"].tokens)}
+            where |= {token: ("before", (0, s, i)) for i, token in enumerate(turn["text"])}
         if "noised" in turn:
             where[turn["noised"].stop - 1] = ("noised_end", (0, s, 0))
         if state := turn.get("vit", turn.get("clean")):

@@ -60,13 +60,14 @@ def encode_latents(
     model = builders.build_model_config(config)
     info = LatentsInfo.of(source, layout, fingerprint(params))
     try:
-        if _there(folder, info):  # which needs no lock, nor a folder that can be written
-            return info
-        with lock.hold(folder, "encoding latents", wait=True):
-            if not _there(folder, info):
-                _encode(config, folder, info, source, model, params)
+        if not is_complete(folder, info):  # which needs no lock, nor a folder that can be written
+            with lock.hold(folder, "encoding latents", wait=True):
+                if not is_complete(folder, info):
+                    _encode(config, folder, info, source, model, params)
+                    return info
     except LatentsMismatch as error:
         raise builders.ConfigError(f"config.data.latents: {error}") from error
+    logging.info("already encoded: %s", folder)
     return info
 
 
@@ -77,7 +78,10 @@ def _encode(
     params = jax.device_put(params)
     encode = jax.jit(lambda params, images: autoencoder.to_tokens(model, images, params))
     bad, skip = 0, config.data.on_error != "fail"
-    with LatentsWriter(folder, info) as writer, _progress(len(source), writer.written) as bar:
+    shown = dict(total=len(source), unit=" trajectories", desc="encoding", mininterval=1.0)
+    with LatentsWriter(folder, info) as writer, tqdm.tqdm(initial=writer.written, **shown) as bar:
+        if writer.written:
+            logging.info("%d of %d trajectories are encoded already", writer.written, len(source))
         for start in range(writer.written, len(source), GROUP):
             indices = range(start, min(start + GROUP, len(source)))
             group = [_read(source, index, skip) for index in indices]
@@ -86,17 +90,11 @@ def _encode(
                 if isinstance(one, Trajectory):
                     files_sum = source.without_pixels(index)[1] if hasattr(source, "without_pixels") else None
                     writer.write(one, next(found), files_sum)
-                    continue
-                bad += 1
-                logging.warning("left out bad trajectory (%d so far): %s", bad, one)
-                writer.write_bad(one)
+                else:
+                    bad += 1
+                    logging.warning("left out bad trajectory (%d so far): %s", bad, one)
+                    writer.write_bad(one)
             bar.update(len(group))
-
-
-def _progress(total: int, there: int) -> tqdm.tqdm:
-    if there:
-        logging.info("%d of %d trajectories are encoded already", there, total)
-    return tqdm.tqdm(total=total, initial=there, unit=" trajectories", desc="encoding", mininterval=1.0)
 
 
 def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
@@ -124,16 +122,11 @@ def autoencoder_params(config: ConfigDict) -> dict[str, Any]:
         raise builders.ConfigError(
             f"the autoencoder in {weights.source} is {weights.flux}, the config has {model.flux}"
         )
-    source = weights.autoencoder("float32")
-    return jax.tree.map(lambda x: x.astype(np.float32), sources.tree(source))
+    return sources.tree(weights.autoencoder.in_dtype("float32"))
 
 
 def check_autoencoder(config: ConfigDict, buckets: Mapping[Layout, Source]) -> None:
-    """Checks that stored latents were made by the autoencoder that the run starts with.
-
-    Raises:
-      ConfigError: another one made them; the message names both.
-    """
+    """Raises ConfigError unless stored latents were made by the autoencoder that the run starts with."""
     if not config.data.latents:
         return
     origin, own = config.train.get("init", ""), fingerprint(autoencoder_params(config))
@@ -153,12 +146,6 @@ def fingerprint(params: Any) -> str:
         digest.update(f"{name} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x, np.float32))
     return digest.hexdigest()[:16]
-
-
-def _there(folder: str, info: LatentsInfo) -> bool:
-    if there := is_complete(folder, info):
-        logging.info("already encoded: %s", folder)
-    return there
 
 
 def _read(source: Source, index: int, skip: bool) -> Trajectory | BadTrajectory:

@@ -1,10 +1,10 @@
 """Weights of any origin: a run of this project, a published model, or a part of one.
 
     weights = read_weights("BAGEL-7B-MoT")
-    weights.model, weights.params("float32")
+    weights.model, weights.params.in_dtype("float32")
 
 Of published weights only JSON files, headers and fixed tables are read; `params` and
-`autoencoder` make sources whose arrays are read box by box, when they are needed
+`autoencoder` are sources whose arrays are read box by box, when they are needed
 (`process_gen.checkpoints.published.sources`). Files of a run are hashed first, and a
 `.safetensors` file of ours is read whole.
 """
@@ -12,8 +12,7 @@ Of published weights only JSON files, headers and fixed tables are read; `params
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -21,29 +20,21 @@ from etils import epath
 from process_gen.checkpoints import export, load
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import adapters, bagel, configs, flux, parts, tensors
-from process_gen.checkpoints.published.sources import Joined, Make
+from process_gen.checkpoints.published.sources import Joined, Source
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.config import FluxConfig, LoraConfig, ModelConfig, model_config
-
-AUTOENCODER = "autoencoder"
-"""The item of a step that holds the frozen autoencoder."""
-AVERAGE = "ema"
-"""The item that holds the exponential moving average (EMA) of the trained parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """Weights with adapters that are not merged.
+    """All arrays (`params`) with adapters that are not merged.
 
-    Attributes:
-      lora: rank and alpha of the adapters.
-      params: makes a source of all arrays, the adapters among them.
-      base: path of the weights that the adapters were trained on; "" where it is unknown.
-      besides: names of other trained parameters, which an export of the adapters alone would lose.
+    `base` is the path of the weights that they were trained on ("" where it is unknown), `besides` are the
+    names of other trained parameters, which an export of the adapters alone would lose.
     """
 
     lora: LoraConfig
-    params: Make
+    params: Source
     base: str
     besides: tuple[str, ...] = ()
 
@@ -58,9 +49,9 @@ class Weights:
       tokenizer: the folder in which its tokenizer's files are, if there are any.
       metadata: what a run keeps with its weights (config, tokenizer), or what their files say.
       model: its sizes, without adapters; None for an autoencoder alone.
-      params: makes a source of the model's arrays, with adapters merged; None without a model.
+      params: the model's arrays, with adapters merged; None without a model.
       flux: sizes of the autoencoder.
-      autoencoder: makes a source of its arrays; None without one.
+      autoencoder: its arrays; None without one.
       adapted: the same model with its adapters apart; None without adapters.
     """
 
@@ -69,15 +60,18 @@ class Weights:
     tokenizer: epath.Path
     metadata: Mapping[str, Any]
     model: ModelConfig | None = None
-    params: Make | None = None
+    params: Source | None = None
     flux: FluxConfig | None = None
-    autoencoder: Make | None = None
+    autoencoder: Source | None = None
     adapted: Adapted | None = None
 
-    @property
-    def files(self) -> Mapping[str, configs.Json] | None:
-        """The JSON files that were published with it, by name; None for other weights."""
-        return self.metadata.get("published", {}).get("files")
+    def in_dtype(self, dtype: str | None) -> Weights:
+        """The same weights, whose arrays are read in another dtype; None leaves it."""
+        found = {name: getattr(self, name) for name in ("params", "autoencoder")}
+        found = {name: source.in_dtype(dtype) for name, source in found.items() if source is not None}
+        if self.adapted is not None:
+            found["adapted"] = dataclasses.replace(self.adapted, params=self.adapted.params.in_dtype(dtype))
+        return dataclasses.replace(self, **found)
 
 
 def read_weights(
@@ -93,7 +87,6 @@ def read_weights(
     """Detects what `source` is, and reads what describes it; of a run every host has to call this.
 
     Args:
-      source: a folder or a file.
       vit: False leaves the ViT of a published model out.
       vision: a SigLIP 2, where the source is a language model alone.
       autoencoder: a FLUX autoencoder, where the source has none or is to get another one.
@@ -111,26 +104,28 @@ def read_weights(
         return read_ours(place, which, autoencoder)
     if kind == "adapters":
         return _with_adapters(place, base, vit=vit, autoencoder=autoencoder, which=which)
-    if kind == "bagel":
-        found = bagel.read_published(place, vit, autoencoder)
-        told = {"from": str(place), "files": dict(found.files), "timestep_shift": found.timestep_shift}
-        return _published(kind, place, found.model, found.pieces, found.autoencoder, told)
-    if kind == "qwen2":
-        coder = None if autoencoder is None else flux.read_autoencoder(autoencoder)
-        tower = None if vision is None else parts.read_siglip2(vision)
-        language = parts.read_qwen2(place)
-        model = parts.model_of(language, tower, coder and coder.config)
-        taken = {"language_model": place, "vision": vision, "autoencoder": autoencoder}
-        taken = {name: path if path is None else str(path) for name, path in taken.items()}
-        start = functools.partial(parts.start, model, language, tower, seed)
-        return _published(kind, place, model, start, coder, {"from": {**taken, "seed": seed}})
     if kind == "siglip2":
         part = parts.read_siglip2(place)
         model = parts.tower_of(part)
-        return Weights(kind, str(place), place, {}, model, functools.partial(part.pieces, model))
-    files = flux.read_autoencoder(place)
-    metadata = {"flux": dataclasses.asdict(files.config), "published": {"from": str(place)}}
-    return Weights(kind, str(place), place, metadata, flux=files.config, autoencoder=files.pieces)
+        return Weights(kind, str(place), place, {}, model, part.pieces(model))
+    if kind == "autoencoder":
+        sizes, coder = flux.read_autoencoder(place)
+        metadata = {"flux": dataclasses.asdict(sizes), "published": {"from": str(place)}}
+        return Weights(kind, str(place), place, metadata, flux=sizes, autoencoder=coder)
+    if kind == "bagel":
+        found = bagel.read_published(place, vit, autoencoder)
+        model, params, coder = found.model, found.params, found.autoencoder
+        told = {"from": str(place), "files": dict(found.files), "timestep_shift": found.timestep_shift}
+    else:
+        sizes, coder = (None, None) if autoencoder is None else flux.read_autoencoder(autoencoder)
+        tower = None if vision is None else parts.read_siglip2(vision)
+        language = parts.read_qwen2(place)
+        model = parts.model_of(language, tower, sizes)
+        params = parts.start(model, language, tower, seed)
+        taken = {"language_model": place, "vision": vision, "autoencoder": autoencoder}
+        told = {"from": {**{name: path and str(path) for name, path in taken.items()}, "seed": seed}}
+    metadata = {**vocabulary.describe_files(place), "model": dataclasses.asdict(model), "published": told}
+    return Weights(kind, str(place), place, metadata, model, params, model.flux, coder)
 
 
 def kind_of(place: epath.Path) -> str:
@@ -160,72 +155,40 @@ def kind_of(place: epath.Path) -> str:
     )
 
 
-def _published(
-    kind: str,
-    place: epath.Path,
-    model: ModelConfig,
-    params: Make,
-    coder: flux.AutoencoderFiles | None,
-    told: Mapping[str, Any],
-) -> Weights:
-    metadata = {**vocabulary.describe_files(place), "model": dataclasses.asdict(model), "published": told}
-    make = None if coder is None else coder.pieces
-    return Weights(kind, str(place), place, metadata, model, params, model.flux, make)
-
-
 def read_ours(
     source: epath.PathLike, which: str = "ema", autoencoder: epath.PathLike | None = None
 ) -> Weights:
     """The weights of a run, of one of its steps, or of a `.safetensors` file of ours; see `read_weights`."""
     saved = load.open_saved(source)
     place, metadata = saved.place, saved.metadata
-    params, besides = saved.source(which) if which in saved.items else None, []
-    coder = saved.source(AUTOENCODER) if AUTOENCODER in saved.items and autoencoder is None else None
+    params = saved.source(which) if which in saved.items else None
+    coder = saved.source("autoencoder") if "autoencoder" in saved.items and autoencoder is None else None
     if params is None and coder is None:
         saved.source(which)  # raises CheckpointNotFound
     model = _sizes(metadata)
-    both = {AVERAGE, "params"} <= set(saved.items)  # a file of ours holds one item, and all of it
-    if both and which == AVERAGE and _averages_some(metadata, model):
-        whole, besides = saved.source("params"), [x for x in params.spec if not adapters.is_adapter(x)]
-        params = Joined([params, Joined([whole], whole.spec.keys() - params.spec.keys())])
     if model is None and (params is not None or "flux" not in metadata):
         raise CheckpointMismatch(f"{place} carries no config, and does not say of which sizes its model is")
-    if model is not None:
-        lora, model = model.lora, dataclasses.replace(model, lora=LoraConfig())
-    weights = Weights(
-        "ours",
-        str(place),
-        (place.parent if place.is_file() else place.parent.parent) / "tokenizer",
-        metadata,
-        model,
-        None if params is None else lambda _: params,
-        model.flux if model else FluxConfig(**metadata["flux"]),
-        None if coder is None else lambda _: coder,
-    )
-    if params is not None and any(map(adapters.is_adapter, params.spec)):
-        base = metadata.get("config", {}).get("train", {}).get("init", "")
-        weights = _merging(weights, lora, lambda _: params, base, besides)
-    if autoencoder is None:
+    sizes, lora = (model.flux, model.lora) if model else (FluxConfig(**metadata["flux"]), LoraConfig())
+    config, besides = metadata.get("config") or {}, []
+    # The EMA of a run has its trained parameters alone. A file of ours holds one item, and all of it.
+    partial = lora.rank > 0 or config.get("optimizer", {}).get("freeze")
+    if partial and which == "ema" and {"ema", "params"} <= set(saved.items):
+        besides = [name for name in params.spec if not adapters.is_adapter(name)]
+        params = Joined(params, saved.source("params"))
+    if autoencoder is not None:
+        sizes, coder = flux.read_autoencoder(autoencoder)
+    model = model and dataclasses.replace(model, lora=LoraConfig())
+    tokenizer = (place.parent if place.is_file() else place.parent.parent) / "tokenizer"
+    weights = Weights("ours", str(place), tokenizer, metadata, model, params, sizes, coder)
+    if params is None or not any(map(adapters.is_adapter, params.spec)):
         return weights
-    given = flux.read_autoencoder(autoencoder)
-    return dataclasses.replace(weights, flux=given.config, autoencoder=given.pieces)
+    return _merged(weights, Adapted(lora, params, config.get("train", {}).get("init", ""), tuple(besides)))
 
 
-def _averages_some(metadata: Mapping[str, Any], model: ModelConfig | None) -> bool:
-    """Whether the EMA of a run covers only some parameters: those that are trained."""
-    frozen = (metadata.get("config") or {}).get("optimizer", {}).get("freeze")
-    return bool(frozen) or model is not None and model.lora.rank > 0
-
-
-def _merging(
-    weights: Weights, lora: LoraConfig, params: Make, base: str, besides: Sequence[str] = ()
-) -> Weights:
-    """Gives weights both forms of `params`, a maker of unmerged arrays: merged, and apart (`adapted`)."""
-    return dataclasses.replace(
-        weights,
-        params=lambda dtype: adapters.Merged(params(dtype), lora.scale),
-        adapted=Adapted(lora, params, base, tuple(besides)),
-    )
+def _merged(weights: Weights, adapted: Adapted) -> Weights:
+    """The weights with these adapters, merged and apart."""
+    params = adapters.Merged(adapted.params, adapted.lora.scale)
+    return dataclasses.replace(weights, params=params, adapted=adapted)
 
 
 def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: Any) -> Weights:
@@ -238,15 +201,11 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
             "(--base=PATH)"
         )
     below = read_weights(where, **options)
-    if below.model is None or below.params is None:
+    if below.params is None:
         raise CheckpointMismatch(f"{where} holds no model that the adapters in {place} could belong to")
-    found.pieces(below.model)  # raises where they do not fit
+    params = Joined(below.params, found.pieces(below.model))
     weights = dataclasses.replace(below, kind="adapters", source=str(place))
-
-    def params(dtype: str | None) -> Joined:
-        return Joined([below.params(dtype), found.pieces(below.model, dtype)])
-
-    return _merging(weights, found.lora, params, where)
+    return _merged(weights, Adapted(found.lora, params, where))
 
 
 def _sizes(metadata: Mapping[str, Any]) -> ModelConfig | None:

@@ -28,7 +28,7 @@ from process_gen.models.config import LoraConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.config import PromptError, SamplerError
-from process_gen.weights.origin import Weights, read_ours, read_weights
+from process_gen.weights.origin import read_ours, read_weights
 from process_gen.weights.start import load_onto_devices
 
 ERRORS = (builders.ConfigError, MeshError, CheckpointError, SamplerError, PromptError)
@@ -99,7 +99,13 @@ def load_model(
     if config is None:
         if path is None or (path in SHIPPED and not os.path.exists(path)):
             path = shipped_weights(path or "scenes")
-        weights = _run(str(path), which)
+        published = (epath.Path(path) / "llm_config.json").is_file()
+        weights = None if published else read_ours(str(path), which)
+        if weights is None or "config" not in weights.metadata:
+            raise CheckpointMismatch(
+                f"{path} carries no config, it was not made by process_gen.train: give one, such as "
+                "--config=configs/bagel_7b.py:paper"
+            )
         config = builders.from_json(weights.metadata["config"])
         words = tokenizer_of(weights.metadata, weights.source, tokenizer)
     else:
@@ -119,18 +125,6 @@ def load_model(
     return Restored(model, params, words, builders.to_json(config), weights.source, autoencoder)
 
 
-def _run(path: str, which: str) -> Weights:
-    """Reads weights of ours with the config that they carry; CheckpointMismatch where they carry none."""
-    published = (epath.Path(path) / "llm_config.json").is_file()
-    weights = None if published else read_ours(path, which)
-    if weights is None or "config" not in weights.metadata:
-        raise CheckpointMismatch(
-            f"{path} carries no config, it was not made by process_gen.train: give one, such as "
-            "--config=configs/bagel_7b.py:paper"
-        )
-    return weights
-
-
 def load_sampler(
     path: str | None = None,
     which: str = "ema",
@@ -144,12 +138,9 @@ def load_sampler(
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
     Args:
-      path, which, tokenizer, config, mesh, dtype: see `load_model`.
       rows: batch size, trajectories side by side; on a mesh rounded up to a multiple of `data` x `fsdp`.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
-
-    Raises:
-      ConfigError, MeshError, CheckpointError: see `load_model`; SamplerError for bad settings.
+      For the others see `load_model`.
     """
     restored = load_model(path, which, tokenizer, config, mesh, dtype)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}

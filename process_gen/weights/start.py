@@ -9,7 +9,6 @@ words that it stands for; the files stay as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -75,8 +74,6 @@ def load_onto_devices(
     """Loads weights of any origin: a model's parameters, and those of its autoencoder (None without one).
 
     Args:
-      weights: from `read_weights`.
-      model: the modules.
       tokenizer: the one that the model is used with.
       mesh: devices to shard them over, as in training; each reads its own part. None for the default device.
       dtype: of the parameters; norms and the autoencoder stay in float32.
@@ -113,7 +110,7 @@ def _filled(
     A ViT of the weights is not read where the model has none. Adapters of `params` that the weights lack
     keep their arrays.
     """
-    if weights.model is None or weights.params is None:
+    if weights.params is None:
         raise CheckpointMismatch(f"{weights.source} holds no model to start from")
     _check_sizes(config, weights.model, weights.source)
     if tokenizer is not None:
@@ -124,7 +121,7 @@ def _filled(
         return params, None
     if weights.autoencoder is None:
         raise CheckpointMismatch(f"{weights.source} holds no autoencoder, and the model needs one")
-    return params, _read(autoencoder, weights.autoencoder("float32"), weights.source)
+    return params, _read(autoencoder, weights.autoencoder, weights.source)
 
 
 def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
@@ -141,7 +138,7 @@ def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
 def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source:
     """The parameters of the weights: with their adapters if the model has the same ones, else merged."""
     if config.lora.rank and (adapted := weights.adapted):
-        source = adapted.params("float32")
+        source = adapted.params.in_dtype("float32")
         found, wanted = (
             {name: shape for name, shape in shapes.items() if is_adapter(name)}
             for shapes in (source.spec, sources.shapes_of(params))
@@ -149,7 +146,7 @@ def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source
         if found == wanted and adapted.lora.scale == config.lora.scale:
             return source
         logging.info("%s: adapters of another kind, which are merged; new ones start", weights.source)
-    return weights.params("float32")
+    return weights.params.in_dtype("float32")
 
 
 def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> Source:
@@ -158,19 +155,15 @@ def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> S
     if not new:
         return source
     logging.info("%s: tokens that start as the mean of their words: %s", weights.source, ", ".join(new))
-    return Replaced(source, {name: (axis, _means(source, name, axis, new)) for name, axis in ROWS.items()})
 
+    def line(name: str, axis: int, number: int) -> np.ndarray:
+        return source.read(name, (slice(None),) * axis + (slice(number, number + 1),)).reshape(-1)
 
-def _means(
-    source: Source, name: str, axis: int, new: Mapping[str, tuple[int, list[int]]]
-) -> dict[int, np.ndarray]:
-    """Id of a token -> mean of the rows of its words in the array `name`, float32."""
-
-    def line(number: int) -> np.ndarray:
-        one = slice(number, number + 1)
-        return source.read(name, (one,) if axis == 0 else (slice(None), one)).reshape(-1).astype(np.float32)
-
-    return {number: np.mean([line(word) for word in words], axis=0) for number, words in new.values()}
+    lines: dict[str, tuple[int, dict[int, np.ndarray]]] = {name: (axis, {}) for name, axis in ROWS.items()}
+    for name, (axis, means) in lines.items():
+        for number, words in new.values():
+            means[number] = np.mean([line(name, axis, word) for word in words], axis=0)
+    return Replaced(source, lines)
 
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:
@@ -190,6 +183,6 @@ def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) ->
         if isinstance(array, jax.Array):
             array.delete()
         made[key] = jax.make_array_from_callback(
-            shape, place, lambda box, key=key, dtype=dtype: source.read(key, box).astype(dtype)
+            shape, place, lambda box, key=key, dtype=dtype: source.read(key, box).astype(dtype, copy=False)
         )
     return arrays.unflatten_like(tree, made)

@@ -176,9 +176,9 @@ def run_published(folder: pathlib.Path, rng: np.random.Generator) -> None:
             data = damaged_bytes(rng, data)
         path.write_bytes(data)
     published = read_published(folder)
-    for tensors in (published.tensors, published.autoencoder and published.autoencoder.tensors):
-        for name in tensors or ():
-            tensors.read(name)
+    for source in (published.params, published.autoencoder):
+        for name in source.spec:
+            source.read(name)
 
 
 # ---------------------------------------------------------------- words, prompts

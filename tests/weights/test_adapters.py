@@ -25,7 +25,7 @@ from process_gen.weights.restore import load_model
 from process_gen.weights.start import start_from
 from tests.checkpoints.published.test_bagel import same
 from tests.data.fake import fake_batch
-from tests.test_convert import run
+from tests.test_convert import run, same_file
 from tests.weights.test_start import FOLDER, ROOT, blank_state, make_recipe
 
 PATTERNS = ("backbone/layers/*_proj/kernel", "vit/layers/q_proj/kernel", "latent_in/kernel")
@@ -111,12 +111,12 @@ def test_a_run_comes_out_merged(tuned, workdir, tmp_path):
     run(source=workdir, target=tmp_path / "bagel")
     again = read_weights(tmp_path / "bagel")
     assert again.kind == "bagel"
-    same(sources.tree(again.params("float32")), merged)
+    same(sources.tree(again.params), merged)
     same(
-        sources.tree(read_weights(workdir, which="params").params("float32")),
+        sources.tree(read_weights(workdir, which="params").params),
         sources.tree(adapters.Merged(sources.TreeArrays(state.params), scale)),
     )
-    source = read_weights(workdir).params("float32")
+    source = read_weights(workdir).params
     name = "backbone/layers/gen/up_proj/kernel"
     box = (slice(1, 3), slice(5, 20), slice(0, 7))
     np.testing.assert_array_equal(source.read(name, box), source.read(name)[box])
@@ -139,9 +139,12 @@ def test_adapters_leave_alone_as_peft_names_them_and_come_back(tuned, workdir, t
     for theirs, name in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
         np.testing.assert_array_equal(written[f"base_model.model.{module}.{theirs}.weight"].T, ours[name][1])
 
+    for source in (out, workdir):  # rounded once, after they are merged
+        run(source=source, target=tmp_path / f"half_{source.name}", to="bagel", dtype="bfloat16")
+    same_file(*((tmp_path / f"half_{one.name}" / "ema.safetensors") for one in (out, workdir)))
     run(source=out, target=tmp_path / "merged", to="bagel")
     whole = load_model(str(workdir)).params
-    same(sources.tree(read_weights(tmp_path / "merged").params("float32")), whole)
+    same(sources.tree(read_weights(tmp_path / "merged").params), whole)
     started = start_from(blank_state(recipe), recipe.model, str(out))  # and go on being trained
     same(started.ema, state.ema)
     same(started.params, state.average)

@@ -39,18 +39,19 @@ class Merged(sources.Joined):
     """A source with its adapters merged: a kernel is read as W + scale * A B, computed in float32."""
 
     def __init__(self, source: sources.Source, scale: float):
-        super().__init__([source], {name for name in source.spec if not is_adapter(name)})
+        super().__init__(source)
+        self.spec = {name: shape for name, shape in self.spec.items() if not is_adapter(name)}
         self._source, self._scale = source, scale
 
-    def read(self, name: str, box: sources.Box = ()) -> np.ndarray:
-        found = super().read(name, box)
+    def _read(self, name: str, box: sources.Box) -> np.ndarray:
+        found = super()._read(name, box)
         first, second = (name.removesuffix("kernel") + end for end in LORA)
         if not name.endswith("/kernel") or first not in self._source.spec:
             return found
         *layer, rows, columns = (*box, *(slice(None),) * (len(self.spec[name]) - len(box)))
         a = self._source.read(first, (*layer, rows)).astype(np.float32)
         b = self._source.read(second, (*layer, slice(None), columns)).astype(np.float32)
-        return (found.astype(np.float32) + self._scale * (a @ b)).astype(found.dtype)
+        return found.astype(np.float32) + self._scale * (a @ b)
 
 
 def is_adapter(name: str) -> bool:
@@ -58,16 +59,17 @@ def is_adapter(name: str) -> bool:
     return name.rpartition("/")[2] in LORA
 
 
-def adapter_rules() -> list[rules.Rule]:
-    """Rules for the adapters of every matrix in `tables.BAGEL`, under PEFT's names."""
-    made = []
-    for rule in tables.BAGEL:
-        if not rule.ours.endswith("/kernel"):
-            continue
-        module, ours = rule.theirs.removesuffix(".weight"), rule.ours.removesuffix("kernel")
-        for theirs, name in zip(("lora_A", "lora_B"), LORA, strict=True):
-            made.append(rules.Rule(f"{_PREFIX}{module}.{theirs}.weight", ours + name, rules.LINEAR))
-    return made
+RULES = tuple(
+    rules.Rule(
+        f"{_PREFIX}{rule.theirs.removesuffix('.weight')}.{theirs}.weight",
+        rule.ours.removesuffix("kernel") + ours,
+        rules.LINEAR,
+    )
+    for rule in tables.BAGEL
+    if rule.ours.endswith("/kernel")
+    for theirs, ours in zip(("lora_A", "lora_B"), LORA, strict=True)
+)
+"""Rules for the adapters of every matrix in `tables.BAGEL`, under PEFT's names."""
 
 
 # -------------------------------------------------------------------------- in
@@ -77,26 +79,19 @@ def adapter_rules() -> list[rules.Rule]:
 class Adapters:
     """Adapters alone: rank, alpha and kernels (`lora`), and the path of the weights below them (`base`)."""
 
-    folder: epath.Path
     lora: LoraConfig
     base: str
     tensors: tensors.Tensors
 
-    def pieces(self, model: ModelConfig, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+    def pieces(self, model: ModelConfig) -> sources.Pieces:
         """The arrays of the adapters for a model of these sizes; CheckpointMismatch where they do not fit."""
         spec = sources.shapes_of(model_spec(dataclasses.replace(model, lora=self.lora)))
         mine = {name: shape for name, shape in spec.items() if is_adapter(name)}
-        return sources.Pieces(rules.expand(adapter_rules(), mine), self.tensors, mine, dtype)
+        return sources.Pieces(rules.expand(RULES, mine), self.tensors, mine)
 
 
 def read_adapters(folder: epath.PathLike) -> Adapters:
-    """Reads the config and the tensor headers of adapters.
-
-    Raises:
-      CheckpointNotFound: no such files.
-      CheckpointCorrupt: they are cut off or garbled.
-      CheckpointMismatch: adapters of another kind, or of matrices that no model of this project has.
-    """
+    """Reads the config and the tensor headers of adapters; raises as `read_published`."""
     folder = epath.Path(folder)
     fields = configs.read_json(folder / CONFIG)
     found = tensors.find_in(folder, (STEM,), f", beside its {CONFIG}")
@@ -106,57 +101,42 @@ def read_adapters(folder: epath.PathLike) -> Adapters:
         raise CheckpointMismatch(
             f"{folder / CONFIG} says {wrong}: adapters other than plain LoRA are not implemented"
         )
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    try:
-        lora = LoraConfig(rank, alpha, tuple(_kernels(found)))
-    except (ValueError, TypeError) as error:
-        raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
-    if not lora.rank:
-        raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
-    return Adapters(folder, lora, str(fields.get("base_model_name_or_path") or ""), found)
-
-
-def _kernels(found: tensors.Tensors) -> list[str]:
-    """Our names of the kernels that have adapters, judged by the first layer; CheckpointMismatch for none."""
-    kernels = [
+    kernels = tuple(  # as the first layer has them
         rule.ours.removesuffix(LORA[0]) + "kernel"
-        for rule in adapter_rules()
+        for rule in RULES
         if rule.ours.endswith(LORA[0]) and rule.theirs.replace("{layer}", "0") in found
-    ]
+    )
     if not kernels:
         raise CheckpointMismatch(
             f"{found.place} has no adapters of matrices of this project, whose tensors are called "
             f"{_PREFIX}language_model.model.layers.0.self_attn.q_proj.lora_A.weight and the like"
         )
-    return kernels
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    try:
+        lora = LoraConfig(rank, alpha, kernels)
+    except (ValueError, TypeError) as error:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r={rank}, lora_alpha={alpha}: {error}") from error
+    if not lora.rank:
+        raise CheckpointMismatch(f"{folder / CONFIG} says r=0: there are no adapters")
+    return Adapters(lora, str(fields.get("base_model_name_or_path") or ""), found)
 
 
 # ------------------------------------------------------------------------- out
 
 
 def export_adapters(
-    params: Any,
-    lora: LoraConfig,
-    folder: epath.PathLike,
-    *,
-    base: str = "",
-    dtype: str | None = None,
-    progress: tensors.Progress | None = None,
+    params: Any, lora: LoraConfig, folder: epath.PathLike, *, base: str = "", **options: Any
 ) -> None:
     """Writes the adapters among `params`, which are not merged there, and no other parameter.
 
-    `base` is the path of the weights that they belong to; the other arguments are those of `export_bagel`.
-
-    Raises:
-      CheckpointMismatch: there are no adapters.
-      CheckpointError: the folder holds some already.
+    `base` is the path of the weights that they belong to; for the rest see `export_bagel`.
     """
     source = sources.source_of(params)
     mine = {name: shape for name, shape in source.spec.items() if is_adapter(name)}
     if not mine:
         raise CheckpointMismatch("these parameters have no adapters that could be exported")
-    moves = rules.expand(adapter_rules(), mine)
-    tensors.write(folder, STEM, sources.items(moves, source, dtype), progress=progress)
+    moves = rules.expand(RULES, mine)
+    tensors.write(folder, STEM, sources.items(moves, source), **options)
     modules = {move.theirs.removeprefix(_PREFIX).rpartition(".lora_")[0] for move in moves}
     fields = {
         "peft_type": "LORA",

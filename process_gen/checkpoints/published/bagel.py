@@ -2,22 +2,21 @@
 
 published = read_published("BAGEL-7B-MoT")
 published.model          # ModelConfig
-published.tensors        # ema.safetensors, or the shards that an index names
-published.autoencoder    # ae.safetensors
+published.params         # source of the arrays in ema.safetensors, or the shards that an index names
+published.autoencoder    # that of ae.safetensors
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoints import arrays
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.checkpoints.published import configs, flux, rules, sources, tables, tensors
 from process_gen.common.files import write_json
@@ -30,22 +29,16 @@ MODEL_STEMS = ("ema", "model")
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published model: its sizes (`model.vit` is None where the ViT is left out) and its tensors.
+    """A published model: its sizes (`model.vit` is None where the ViT is left out) and its arrays.
 
     `timestep_shift` is that of its training; `files` are its JSON files as they are, by name.
     """
 
-    folder: epath.Path
     model: ModelConfig
-    tensors: tensors.Tensors
-    autoencoder: flux.AutoencoderFiles
+    params: sources.Pieces
+    autoencoder: sources.Pieces
     timestep_shift: float
     files: Mapping[str, configs.Json]
-
-    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
-        """The model's arrays; see `Pieces`."""
-        ignored = (*tables.BAGEL_TABLES, *(() if self.model.vit else tables.BAGEL_VIT))
-        return sources.Pieces(bagel_moves(self.model), self.tensors, model_shapes(self.model), dtype, ignored)
 
 
 def model_shapes(config: ModelConfig) -> dict[str, rules.Shape]:
@@ -54,11 +47,7 @@ def model_shapes(config: ModelConfig) -> dict[str, rules.Shape]:
 
 
 def bagel_moves(config: ModelConfig) -> list[rules.Move]:
-    """Every published tensor of a model of these sizes, and where it lies in ours.
-
-    Raises:
-      CheckpointMismatch: the model has something that BAGEL has not.
-    """
+    """Every published tensor of a model of these sizes; CheckpointMismatch where it has more than BAGEL."""
     return rules.expand(tables.BAGEL, model_shapes(config))
 
 
@@ -85,7 +74,7 @@ def read_published(
     names = ("llm_config.json", "vit_config.json", "config.json")
     files = {name: configs.read_json(folder / name, name == "llm_config.json" or vit) for name in names}
     told = files["config.json"].get("vae", files["config.json"].get("vae_config"))
-    coder = flux.read_autoencoder(
+    coder, autoencoder_params = flux.read_autoencoder(
         folder if autoencoder is None else autoencoder, told if isinstance(told, dict) else {}
     )
     fields = configs.language_model(
@@ -99,21 +88,22 @@ def read_published(
     with configs.sizes_of(str(folder)):
         model = ModelConfig(
             **fields,
-            latent_patch=_latent_patch(read, shapes, coder.config.z_channels),
+            latent_patch=_latent_patch(read, shapes, coder.z_channels),
             max_latent_side=_side(read, "max_latent_size", shapes, "latent_pos_embed.pos_embed"),
             autoencoder="flux",
-            flux=coder.config,
+            flux=coder,
             vit=_vit(read, folder, files["vit_config.json"], shapes) if vit else None,
         )
     _check_tables(model, found)
+    ignored = (*tables.BAGEL_TABLES, *(() if vit else tables.BAGEL_VIT))
+    params = sources.Pieces(bagel_moves(model), found, model_shapes(model), ignored)
     shift = read.number("timestep_shift", 1.0, float)
-    return Published(folder, model, found, coder, shift, {name: x for name, x in files.items() if x})
+    return Published(model, params, autoencoder_params, shift, {name: x for name, x in files.items() if x})
 
 
 def _must_have_vit(folder: epath.Path, shapes: configs.Shapes) -> None:
-    missing = [part for part in tables.BAGEL_VIT if not any(arrays.matches(name, (part,)) for name in shapes)]
-    tower, *_ = tables.BAGEL_VIT
-    if tower in missing:  # without the tower, the connector and its table are of no use
+    missing = [part for part in tables.BAGEL_VIT if not any(re.fullmatch(part, name) for name in shapes)]
+    if tables.BAGEL_VIT[0] in missing:  # without the tower, the connector and its table are of no use
         named = ", ".join(part.replace("\\", "") for part in missing).replace("..*", ".*")
         raise CheckpointMismatch(
             f"{folder} holds no ViT: {named} are missing, so "
@@ -181,17 +171,14 @@ def fixed_tables(model: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def import_bagel(
-    published: Published, dtype: str | None = sources.DTYPE
+    published: Published, dtype: str | None = "float32"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of `UnifiedModel` and of `FluxAutoencoder`, as nested dicts of NumPy arrays.
 
     A `dtype` of None leaves them as they are stored. `process_gen.weights.start.load_onto_devices`
     loads them onto devices instead, each of which reads its own part.
-
-    Raises:
-      CheckpointMismatch: names or shapes differ.
     """
-    return sources.tree(published.pieces(dtype)), sources.tree(published.autoencoder.pieces(dtype))
+    return tuple(sources.tree(x.in_dtype(dtype)) for x in (published.params, published.autoencoder))
 
 
 # -------------------------------------------------------------------------- out
@@ -204,7 +191,6 @@ def export_bagel(
     folder: epath.PathLike,
     *,
     files: Mapping[str, configs.Json] | None = None,
-    dtype: str | None = None,
     largest: int | None = None,
     progress: tensors.Progress | None = None,
 ) -> None:
@@ -215,10 +201,7 @@ def export_bagel(
       model: their sizes.
       folder: made if need be.
       files: JSON files to write, such as those that came with the weights; by default those of `json_files`.
-      dtype: of the tensors; None leaves them as they are.
-      largest: bytes per file of the model, with an index beside them where it takes several. The published
-        program reads one file, the default.
-      progress: is called with numbers of bytes written.
+      largest, progress: see `tensors.write`; the published program reads a single file.
 
     Raises:
       CheckpointMismatch: the parameters are not those of a BAGEL of these sizes.
@@ -230,10 +213,10 @@ def export_bagel(
     _check_published(model)
     moves = bagel_moves(model)
     sources.check_shapes(source, model_shapes(model), "the model")
-    flux.export_autoencoder(autoencoder_params, model.flux, folder, dtype=dtype, progress=progress)
-    kind = jnp.dtype(dtype or source.dtypes["embedding"])
+    flux.export_autoencoder(autoencoder_params, model.flux, folder, progress=progress)
+    kind = source.dtypes["embedding"]
     fixed = [tensors.Item.of(name, table.astype(kind)) for name, table in fixed_tables(model).items()]
-    items = sorted(sources.items(moves, source, dtype) + fixed, key=lambda item: item.name)
+    items = sorted(sources.items(moves, source) + fixed, key=lambda item: item.name)
     tensors.write(folder, "ema", items, largest, progress)
     for name, fields in (files or json_files(model)).items():
         write_json(epath.Path(folder) / name, fields, indent=1)

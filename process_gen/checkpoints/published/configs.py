@@ -44,12 +44,7 @@ def sizes_of(name: str) -> Iterator[None]:
 
 
 def read_json(path: epath.PathLike, required: bool = True) -> Json:
-    """An object of a JSON file; empty where the file is missing and need not be there.
-
-    Raises:
-      CheckpointNotFound: it is missing.
-      CheckpointCorrupt: it is no JSON object.
-    """
+    """An object of a JSON file; empty where the file is missing and need not be there."""
     path = epath.Path(path)
     if not path.is_file():
         if required:
@@ -120,15 +115,8 @@ def vision_tower(
 ) -> VitConfig:
     """The sizes of a vision tower, without its last layer, which BAGEL does not use.
 
-    Args:
-      fields: its config, which counts all layers.
-      shapes: of the tensors.
-      prefix: of their names.
-      left_out: layers of the count that the tensors do not hold: 1 in a BAGEL, 0 in a tower alone.
-      name: of the config, for messages.
-
-    Raises:
-      CheckpointMismatch: the config contradicts the tensors, or asks for something else.
+    `fields` is its config, which counts all layers, and `name` the file, for messages. The tensors, whose
+    names have the prefix, lack `left_out` of the layers: 1 in a BAGEL, 0 in a tower alone.
     """
     read = Reader(name, fields)
     read.only("hidden_act", GELU)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from typing import Any
 
 from etils import epath
@@ -41,57 +41,51 @@ FIXED = {"act_fn": "silu", "norm_num_groups": 32, "mid_block_add_attention": Tru
 """Fields of diffusers' config of which nothing else is implemented."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoencoderFiles:
-    """An autoencoder: its sizes, its tensors, and their naming scheme (a key of `STEMS`)."""
-
-    config: FluxConfig
-    tensors: tensors.Tensors
-    naming: str
-
-    def pieces(self, dtype: str | None = sources.DTYPE) -> sources.Pieces:
-        """The autoencoder's arrays; see `Pieces`."""
-        spec = autoencoder_shapes(self.config)
-        return sources.Pieces(moves_of(self.config, self.naming), self.tensors, spec, dtype)
-
-
 def autoencoder_shapes(config: FluxConfig) -> dict[str, rules.Shape]:
     """Names and shapes of the parameters of `FluxAutoencoder`."""
     return sources.shapes_of(autoencoder_spec(config))
 
 
 def moves_of(config: FluxConfig, naming: str = "flux") -> list[rules.Move]:
-    """Every published tensor of an autoencoder, and where it lies in ours."""
-    return rules.expand(tables.autoencoder(config, naming == "diffusers"), autoencoder_shapes(config))
+    """Every published tensor of an autoencoder, by name, and where it lies in ours."""
+    moves, last = [], len(config.ch_mult) - 1
+    for ours, shape in autoencoder_shapes(config).items():
+        theirs, turn = ours, {4: rules.CONV, 2: rules.POINTWISE, 1: rules.AS_IS}[len(shape)]
+        for pattern, name in (*tables.FLUX, *(tables.DIFFUSERS if naming == "diffusers" else ())):
+            theirs = re.sub(pattern, name, theirs)
+        # diffusers counts the decoder's levels from the lowest resolution; its attention has linear layers.
+        theirs = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(last - int(level[0])), theirs)
+        if "attentions" in theirs and len(shape) == 2:
+            turn = rules.LINEAR
+        moves.append(rules.Move(theirs, turn.shape(shape), ours, None, turn))
+    return sorted(moves, key=lambda move: move.theirs)
 
 
-def read_autoencoder(place: epath.PathLike, fields: configs.Json | None = None) -> AutoencoderFiles:
-    """Reads the config and the tensor headers of an autoencoder.
+def read_autoencoder(
+    place: epath.PathLike, fields: configs.Json | None = None
+) -> tuple[FluxConfig, sources.Pieces]:
+    """Reads the config and the tensor headers of an autoencoder: its sizes, and a source of its arrays.
 
     Args:
       place: its file, or a folder with `ae.safetensors` or diffusers' `diffusion_pytorch_model.safetensors`.
       fields: what a BAGEL's `config.json` says of it. For diffusers' names the `config.json` beside the file
         counts instead.
 
-    Raises:
-      CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch: see `read_published`.
+    Raises as `read_published`.
     """
     place = epath.Path(place)
     hint = ": the FLUX autoencoder belongs beside the model, or is named (--autoencoder=PATH)"
     found = tensors.find_in(place, STEMS.values(), hint) if place.is_dir() else tensors.open_file(place)
-    if not any(name.startswith("encoder.down_blocks.") for name in found):
-        return AutoencoderFiles(config_of(found.shapes, fields or {}, "flux"), found, "flux")
-    own = configs.read_json(found.place.parent / "config.json", required=False)
-    told = own if "block_out_channels" in own else {}
-    return AutoencoderFiles(config_of(found.shapes, told, "diffusers"), found, "diffusers")
+    naming, told = "flux", fields or {}
+    if any(name.startswith("encoder.down_blocks.") for name in found):
+        own = configs.read_json(found.place.parent / "config.json", required=False)
+        naming, told = "diffusers", own if "block_out_channels" in own else {}
+    config = config_of(found.shapes, told, naming)
+    return config, sources.Pieces(moves_of(config, naming), found, autoencoder_shapes(config))
 
 
 def config_of(shapes: configs.Shapes, fields: configs.Json, naming: str = "flux") -> FluxConfig:
-    """Sizes that the tensors show; `fields` may repeat them, and give scale and shift.
-
-    Raises:
-      CheckpointMismatch: the tensors are none of that kind, or the fields tell of other sizes.
-    """
+    """Sizes that the tensors show; `fields` may repeat them, and give scale and shift."""
     read = configs.Reader("config.json", fields)
     for key, value in FIXED.items():
         read.only(key, value)
@@ -152,24 +146,14 @@ def fields_of(config: FluxConfig, naming: str = "flux") -> configs.Json:
 
 
 def export_autoencoder(
-    params: Any,
-    config: FluxConfig,
-    folder: epath.PathLike,
-    naming: str = "flux",
-    dtype: str | None = None,
-    **options: Any,
+    params: Any, config: FluxConfig, folder: epath.PathLike, naming: str = "flux", **options: Any
 ) -> None:
     """Writes `ae.safetensors`, or diffusers' `diffusion_pytorch_model.safetensors` and `config.json`.
 
     The arguments are those of `export_bagel`, and `naming`, a key of `STEMS`.
-
-    Raises:
-      CheckpointMismatch: the parameters are not of these sizes.
-      CheckpointError: the folder holds an autoencoder already.
     """
     source = sources.source_of(params)
     sources.check_shapes(source, autoencoder_shapes(config), "the autoencoder")
-    items = sources.items(moves_of(config, naming), source, dtype)
-    tensors.write(folder, STEMS[naming], items, **options)
+    tensors.write(folder, STEMS[naming], sources.items(moves_of(config, naming), source), **options)
     if naming == "diffusers":
         write_json(epath.Path(folder) / "config.json", fields_of(config, naming), indent=1)

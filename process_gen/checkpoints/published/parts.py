@@ -36,11 +36,11 @@ class Part:
     rules: tuple[rules.Rule, ...]
     ignored: tuple[str, ...] = ()
 
-    def pieces(self, model: ModelConfig, dtype: str | None = sources.DTYPE) -> sources.Pieces:
+    def pieces(self, model: ModelConfig) -> sources.Pieces:
         """Those arrays of a model that this part fills; see `Pieces`."""
         filled = {rule.ours for rule in self.rules}
         spec = {name: shape for name, shape in model_shapes(model).items() if name in filled}
-        return sources.Pieces(rules.expand(self.rules, spec), self.tensors, spec, dtype, self.ignored)
+        return sources.Pieces(rules.expand(self.rules, spec), self.tensors, spec, self.ignored)
 
 
 def read_qwen2(folder: epath.PathLike) -> Part:
@@ -84,19 +84,12 @@ def model_of(language_model: Part, vision: Part | None, flux: FluxConfig | None)
         return ModelConfig(**language_model.sizes, **towers, autoencoder="flux", flux=flux or FluxConfig())
 
 
-def start(
-    model: ModelConfig,
-    language_model: Part,
-    vision: Part | None,
-    seed: int = 0,
-    dtype: str | None = sources.DTYPE,
-) -> sources.Source:
-    """The initial parameters of such a model: those of its parts; the others are drawn with `seed`."""
-    dtype = dtype or sources.DTYPE
-    made: list[sources.Source] = [part.pieces(model, dtype) for part in (language_model, vision) if part]
+def start(model: ModelConfig, language_model: Part, vision: Part | None, seed: int = 0) -> sources.Source:
+    """The initial parameters of such a model, float32: those of its parts, and others drawn with `seed`."""
+    made: list[sources.Source] = [part.pieces(model) for part in (language_model, vision) if part]
     fresh = model_shapes(model).keys() - {name for pieces in made for name in pieces.spec}
-    made.append(sources.TreeArrays(initial(model, frozenset(fresh), seed, dtype)))
-    return sources.Joined(made)
+    made.append(sources.TreeArrays(initial(model, frozenset(fresh), seed)))
+    return sources.Joined(*made).in_dtype("float32")
 
 
 def tower_of(part: Part) -> ModelConfig:
@@ -108,15 +101,10 @@ def tower_of(part: Part) -> ModelConfig:
 # ------------------------------------------------------------------------- out
 
 
-def export_qwen2(
-    params: Any, model: ModelConfig, folder: epath.PathLike, dtype: str | None = None, **options: Any
-) -> None:
-    """Writes the `und` expert as a Qwen2 language model.
+def export_qwen2(params: Any, model: ModelConfig, folder: epath.PathLike, **options: Any) -> None:
+    """Writes the `und` expert as a Qwen2 language model; see `export_bagel`.
 
-    The arguments are those of `export_bagel`.
-
-    Raises:
-      CheckpointMismatch: norms of queries and keys are trained, and Qwen2 has none.
+    Raises CheckpointMismatch where norms of queries and keys are trained: Qwen2 has none.
     """
     source = sources.source_of(params)
     for name in (name for name in source.spec if re.fullmatch(_QK_NORM.replace("und|gen", "und"), name)):
@@ -126,21 +114,19 @@ def export_qwen2(
             )
     filled = {rule.ours for rule in tables.QWEN2 if not re.fullmatch(_QK_NORM, rule.ours)}
     moves = rules.expand(tables.QWEN2, {name: source.spec[name] for name in filled & source.spec.keys()})
-    tensors.write(folder, "model", sources.items(moves, source, dtype), **options)
+    tensors.write(folder, "model", sources.items(moves, source), **options)
     fields = {"architectures": ["Qwen2ForCausalLM"], **configs.write_language_model(model)}
     write_json(epath.Path(folder) / "config.json", fields, indent=1)
 
 
-def export_siglip2(
-    params: Any, vit: VitConfig, folder: epath.PathLike, dtype: str | None = None, **options: Any
-) -> None:
+def export_siglip2(params: Any, vit: VitConfig, folder: epath.PathLike, **options: Any) -> None:
     """Writes the tower alone, with its patch embedding as a convolution; see `export_qwen2`."""
     source = sources.source_of(params)
     mine = {name: shape for name, shape in source.spec.items() if name.startswith("vit/")}
     if not mine:
         raise CheckpointMismatch("these parameters have no ViT that could be exported")
     moves = rules.expand(tables.SIGLIP2_CONV, mine)
-    tensors.write(folder, "model", sources.items(moves, source, dtype), **options)
+    tensors.write(folder, "model", sources.items(moves, source), **options)
     fields = {
         "architectures": ["SiglipVisionModel"],
         **configs.write_vision_tower(vit),

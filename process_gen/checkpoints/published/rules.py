@@ -96,9 +96,6 @@ def expand(rules: Iterable[Rule], ours: Spec) -> list[Move]:
     """The moves that fill arrays of these names and shapes.
 
     A rule whose array is not among `ours` belongs to a part that the model does not have, and is skipped.
-
-    Raises:
-      CheckpointMismatch: an array that no rule fills.
     """
     moves = []
     for rule in rules:

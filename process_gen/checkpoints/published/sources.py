@@ -6,10 +6,11 @@ tensors that it needs, so that no array is held twice in memory.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,17 +25,13 @@ from process_gen.checkpoints.published.rules import Move, Shape, Spec, check
 from process_gen.checkpoints.published.tensors import Item, Tensors
 from process_gen.common import files
 
-Make = Callable[[str | None], "Source"]
-"""Makes a source of arrays in a dtype; None leaves them as they are stored."""
-DTYPE = "float32"
-"""The default dtype of parameters."""
 Box = tuple[slice, ...]
 BLOCK = 64 << 20
 """Bytes that are read at a time."""
 
 
 class Source:
-    """Named arrays that are read box by box; `spec` has their shapes, `dtypes` their dtypes."""
+    """Named arrays that are read box by box; `spec` has their shapes, `dtypes` what they are read as."""
 
     spec: Spec
     dtypes: Mapping[str, np.dtype]
@@ -45,7 +42,19 @@ class Source:
 
     def read(self, name: str, box: Box = ()) -> np.ndarray:
         """Reads a box of an array; trailing axes that it leaves out are whole."""
+        return self._read(name, box).astype(self.dtypes[name], copy=False)
+
+    def _read(self, name: str, box: Box) -> np.ndarray:
+        """A box in any dtype that holds its numbers."""
         raise NotImplementedError
+
+    def in_dtype(self, dtype: str | None) -> Source:
+        """The same arrays, read in another dtype; None leaves it."""
+        if dtype is None:
+            return self
+        other = copy.copy(self)
+        other.dtypes = dict.fromkeys(self.spec, jnp.dtype(dtype))
+        return other
 
     def axis(self, name: str) -> int:
         """The axis along which parts of an array (of one layer, where it is stacked) are cheapest to read."""
@@ -80,7 +89,7 @@ class TreeArrays(Source):
         self.spec = shapes_of(params)
         self.dtypes = {name: np.dtype(x.dtype) for name, x in self._arrays.items()}
 
-    def read(self, name: str, box: Box = ()) -> np.ndarray:
+    def _read(self, name: str, box: Box) -> np.ndarray:
         return np.asarray(self._arrays[name][box] if box else self._arrays[name])
 
 
@@ -105,84 +114,67 @@ class StoredArrays(Source):
         self.spec = {name: tuple(store.shape) for name, store in self._stores.items()}
         self.dtypes = {name: np.dtype(store.dtype.numpy_dtype) for name, store in self._stores.items()}
 
-    def read(self, name: str, box: Box = ()) -> np.ndarray:
+    def _read(self, name: str, box: Box) -> np.ndarray:
         return np.asarray(self._stores[name][box or ...].read().result())
 
 
 class Pieces(Source):
-    """The arrays of `spec`, which moves make of published tensors, about `BLOCK` bytes at a time.
+    """The arrays of `spec`, which moves make of published tensors; of these only rows in the box are read.
 
-    A `dtype` of None leaves them as they are stored; `ignored` are regular expressions of the names of
-    tensors that may be there besides.
+    `ignored` are regular expressions of the names of tensors that may be there besides.
 
     Raises:
       CheckpointMismatch: names or shapes of the tensors differ, or a tensor is not floating-point.
     """
 
-    def __init__(
-        self,
-        moves: Sequence[Move],
-        tensors: Tensors,
-        spec: Spec,
-        dtype: str | None = DTYPE,
-        ignored: Sequence[str] = (),
-    ):
+    def __init__(self, moves: Sequence[Move], tensors: Tensors, spec: Spec, ignored: Sequence[str] = ()):
         check(moves, tensors.shapes, tensors.place, ignored)
         self._tensors, self.spec = tensors, dict(spec)
         self._moves: dict[str, list[Move]] = {}
         for move in moves:
             self._moves.setdefault(move.ours, []).append(move)
-        self.dtypes = {name: self._dtype(name, dtype) for name in self.spec}
+        self.dtypes = {name: self._dtype(name) for name in self.spec}
 
-    def _dtype(self, name: str, dtype: str | None) -> np.dtype:
+    def _dtype(self, name: str) -> np.dtype:
         found = {self._tensors[move.theirs].dtype for move in self._moves[name]}
         if odd := [x for x in found if not jnp.issubdtype(x, jnp.floating)]:
             raise CheckpointMismatch(
                 f"{self._tensors.place}: {name} is made of {odd[0]} numbers, not of weights"
             )
-        return jnp.dtype(dtype) if dtype else functools.reduce(jnp.promote_types, sorted(found, key=str))
+        return functools.reduce(jnp.promote_types, sorted(found, key=str))
 
     def axis(self, name: str) -> int:
         move = self._moves[name][0]
-        return move.turn.rows % max(1, len(self.spec[name]) - (move.layer is not None))
+        return move.turn.rows % (len(self.spec[name]) - (move.layer is not None))
 
-    def read(self, name: str, box: Box = ()) -> np.ndarray:
+    def _read(self, name: str, box: Box) -> np.ndarray:
         shape = self.spec[name]
         box = tuple(box) + (slice(None),) * (len(shape) - len(box))
         ranges = [range(*part.indices(size)) for part, size in zip(box, shape, strict=True)]
         out = np.empty([len(r) for r in ranges], self.dtypes[name])
         for move in self._moves[name]:
-            if move.layer is None:
-                self._fill(out, move, ranges)
-            elif move.layer in ranges[0]:
-                self._fill(out[ranges[0].index(move.layer)], move, ranges[1:])
+            part, inside = out, ranges
+            if move.layer is not None:
+                if move.layer not in ranges[0]:
+                    continue
+                part, inside = out[ranges[0].index(move.layer)], ranges[1:]
+            axis = move.turn.rows % len(inside)
+            rows = self._tensors.read(move.theirs, inside[axis].start, inside[axis].stop)
+            cut = [slice(r.start, r.stop) for r in inside]
+            cut[axis] = slice(None)
+            part[...] = move.turn.ours(rows)[tuple(cut)]
         return out
-
-    def _fill(self, out: np.ndarray, move: Move, ranges: list[range]) -> None:
-        if not ranges:
-            out[...] = move.turn.ours(self._tensors.read(move.theirs))
-            return
-        axis = move.turn.rows % len(ranges)
-        rows, whole = ranges[axis], (slice(None),) * axis
-        inside = [slice(r.start, r.stop) for r in ranges]
-        inside[axis] = slice(None)
-        entry = self._tensors[move.theirs]
-        step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
-        for at in range(rows.start, rows.stop, step):
-            stop = min(at + step, rows.stop)
-            part = move.turn.ours(self._tensors.read(move.theirs, at, stop))
-            out[(*whole, slice(at - rows.start, stop - rows.start))] = part[tuple(inside)]
 
 
 class Joined(Source):
-    """Several sources as one, or only `names` of them; no name may be in two sources."""
+    """Several sources as one; an array that several have is that of the first."""
 
-    def __init__(self, parts: Sequence[Source], names: Collection[str] | None = None):
-        self._of = {name: part for part in parts for name in part.spec if names is None or name in names}
+    def __init__(self, *parts: Source):
+        self._of = {name: part for part in reversed(parts) for name in part.spec}
         self.spec = {name: part.spec[name] for name, part in self._of.items()}
         self.dtypes = {name: part.dtypes[name] for name, part in self._of.items()}
 
-    def read(self, name: str, box: Box = ()) -> np.ndarray:
+    def _read(self, name: str, box: Box) -> np.ndarray:
         return self._of[name].read(name, box)
 
     def axis(self, name: str) -> int:
@@ -193,11 +185,11 @@ class Replaced(Joined):
     """A source with some rows or columns of matrices replaced: name -> (axis, index along it -> values)."""
 
     def __init__(self, source: Source, lines: Mapping[str, tuple[int, Mapping[int, np.ndarray]]]):
-        super().__init__([source])
+        super().__init__(source)
         self._lines = lines
 
-    def read(self, name: str, box: Box = ()) -> np.ndarray:
-        found = super().read(name, box)
+    def _read(self, name: str, box: Box) -> np.ndarray:
+        found = super()._read(name, box)
         if name not in self._lines:
             return found
         axis, lines = self._lines[name]
@@ -217,13 +209,12 @@ def kvstore(folder: epath.Path) -> str:
     return f"{text}/" if "://" in text else f"file://{os.path.abspath(text)}/"
 
 
-def items(moves: Sequence[Move], source: Source, dtype: str | None = None) -> list[Item]:
-    """The published tensors made of our arrays, in `dtype` or as they are; of moves to one name the first."""
+def items(moves: Sequence[Move], source: Source) -> list[Item]:
+    """The published tensors made of our arrays; of moves to one name the first."""
     made: dict[str, Item] = {}
     for move in moves:
-        if move.theirs not in made:
-            kind = jnp.dtype(dtype) if dtype else source.dtypes[move.ours]
-            made[move.theirs] = Item(move.theirs, kind, move.shape, lambda m=move: _rows(m, source))
+        blocks = functools.partial(_rows, move, source)
+        made.setdefault(move.theirs, Item(move.theirs, source.dtypes[move.ours], move.shape, blocks))
     return list(made.values())
 
 

@@ -7,6 +7,7 @@ and whatever devices there are: the mesh may be that of another machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -39,14 +40,9 @@ def write_step(
 ) -> None:
     """Writes step 0 of a workdir, which is committed whole or not at all.
 
-    Args:
-      workdir: made if need be.
-      items: name (`ema`, `autoencoder`) -> its arrays, and the shape of one shard by name of an array; an
-        array without one is one shard.
-      metadata: JSON-able facts to keep with the weights.
-
-    Raises:
-      CheckpointError: the workdir holds a checkpoint already, or cannot be written to.
+    `items` gives by name (`ema`, `autoencoder`) the arrays, and the shape of one shard by name of an array;
+    an array without one is one shard. Raises CheckpointError where the workdir holds a checkpoint already,
+    or cannot be written to.
     """
     root = load.absolute(workdir) / load.FOLDER
     if found := load.steps(root):
@@ -97,35 +93,28 @@ def _write_array(
     folder: epath.Path, source: Source, name: str, shard: Shape | None, progress: Progress | None
 ) -> None:
     shape, dtype = tuple(source.spec[name]), np.dtype(source.dtypes[name])
-    stacked, axis = _stacked(name), source.axis(name)
-    chunk = chunk_shape(shape, tuple(shard or shape), axis, stacked, dtype.itemsize)
+    stacked = "layers" in name.split("/")  # the first axis counts layers
+    at = source.axis(name) + stacked
+    chunk = chunk_shape(shape, tuple(shard or shape), at, stacked, dtype.itemsize)
     metadata = {"chunks": chunk, "compressor": _COMPRESSOR, "dimension_separator": "."}
     spec = {"driver": "zarr", "kvstore": kvstore(folder), "metadata": metadata}
     spec["store_data_equal_to_fill_value"] = True
     store = ts.open(spec, create=True, dtype=dtype, shape=shape).result()
-    for box in boxes(shape, chunk, axis, stacked, dtype.itemsize):
+    for box in boxes(shape, chunk, at, stacked, dtype.itemsize):
         block = source.read(name, box)
         store[box or ...].write(block).result()
         if progress is not None:
             progress(block.nbytes)
 
 
-def _stacked(name: str) -> bool:
-    """Whether the first axis of a parameter counts layers."""
-    return "layers" in name.split("/")
-
-
-def chunk_shape(shape: Shape, shard: Shape, axis: int, stacked: bool, itemsize: int) -> Shape:
-    """The shape of a chunk on disk: a shard, one layer of it, and of that at most `BLOCK` bytes along `axis`.
+def chunk_shape(shape: Shape, shard: Shape, at: int, stacked: bool, itemsize: int) -> Shape:
+    """The shape of a chunk: a shard, one layer of it, and of that at most `BLOCK` bytes along axis `at`.
 
     A shard is a whole number of chunks, unless its size has no fitting divisor. Small arrays are one chunk.
     """
     if math.prod(shape) * itemsize <= _WHOLE:
         return shape
-    chunk = list(shard)
-    if stacked:
-        chunk[0] = 1
-    at = axis + stacked
+    chunk = [1, *shard[1:]] if stacked else list(shard)
     rows = chunk[at]
     most = max(1, min(rows, BLOCK // (math.prod(chunk) // rows * itemsize)))
     fitting = max(n for n in range(1, most + 1) if rows % n == 0)
@@ -133,19 +122,15 @@ def chunk_shape(shape: Shape, shard: Shape, axis: int, stacked: bool, itemsize: 
     return tuple(chunk)
 
 
-def boxes(shape: Shape, chunk: Shape, axis: int, stacked: bool, itemsize: int) -> Iterator[Box]:
-    """Boxes that cover an array, each of about `BLOCK` bytes and a whole number of chunks along `axis`."""
+def boxes(shape: Shape, chunk: Shape, at: int, stacked: bool, itemsize: int) -> Iterator[Box]:
+    """Boxes that cover an array, each of about `BLOCK` bytes and a whole number of chunks along axis `at`."""
     if chunk == shape:
         yield ()
         return
-    at = axis + stacked
-    layer = math.prod(shape) // (shape[0] if stacked else 1)
-    rows = BLOCK // max(1, layer // shape[at] * itemsize)
+    layers = [slice(i, i + 1) for i in range(shape[0])] if stacked else [slice(None)]
+    rows = BLOCK // max(1, math.prod(shape) // len(layers) // shape[at] * itemsize)
     step = max(chunk[at], rows // chunk[at] * chunk[at])
-    for i in range(shape[0]) if stacked else (None,):
-        for start in range(0, shape[at], step):
-            box = [slice(None)] * len(shape)
-            if i is not None:
-                box[0] = slice(i, i + 1)
-            box[at] = slice(start, min(start + step, shape[at]))
-            yield tuple(box)
+    for layer, start in itertools.product(layers, range(0, shape[at], step)):
+        box = [layer, *[slice(None)] * (len(shape) - 1)]
+        box[at] = slice(start, min(start + step, shape[at]))
+        yield tuple(box)

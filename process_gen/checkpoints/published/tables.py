@@ -4,13 +4,13 @@ BAGEL    `ema.safetensors`: Qwen2 with two sets of weights, SigLIP 2, connector,
 QWEN2    a language model alone; its weights go to both experts, as BAGEL starts
 SIGLIP2  a vision tower alone
 
-`autoencoder` makes the table of `ae.safetensors`, or of diffusers' `AutoencoderKL`.
+The autoencoder's arrays have almost the names that FLUX.1 gives them: `FLUX` says what differs in
+`ae.safetensors`, and `DIFFUSERS` what differs from it in diffusers' `AutoencoderKL`.
 """
 
 from __future__ import annotations
 
-from process_gen.checkpoints.published.rules import AS_IS, CONV, LINEAR, PATCHES, POINTWISE, Rule, Turn
-from process_gen.models.config import FluxConfig
+from process_gen.checkpoints.published.rules import AS_IS, LINEAR, PATCHES, Rule, Turn
 
 
 def _linear(theirs: str, ours: str, bias: bool = True, turn: Turn = LINEAR) -> list[Rule]:
@@ -27,21 +27,6 @@ def _bias(theirs: str, ours: str, there: bool) -> list[Rule]:
     return [Rule(f"{theirs}.bias", f"{ours}/bias", AS_IS)] if there else []
 
 
-def _expert(layers: str, expert: str, suffix: str) -> list[Rule]:
-    """One set of weights of every layer of a Qwen2 decoder."""
-    theirs, ours, rules = f"{layers}.{{layer}}", f"backbone/layers/{expert}", []
-    for name in ("q_proj", "k_proj", "v_proj"):
-        rules += _linear(f"{theirs}.self_attn.{name}{suffix}", f"{ours}/{name}")
-    rules += _linear(f"{theirs}.self_attn.o_proj{suffix}", f"{ours}/o_proj", bias=False)
-    for name in ("q_norm", "k_norm"):
-        rules += _norm(f"{theirs}.self_attn.{name}{suffix}", f"{ours}/{name}", bias=False)
-    rules += _norm(f"{theirs}.input_layernorm{suffix}", f"{ours}/input_norm", bias=False)
-    rules += _norm(f"{theirs}.post_attention_layernorm{suffix}", f"{ours}/post_attention_norm", bias=False)
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        rules += _linear(f"{theirs}.mlp{suffix}.{name}", f"{ours}/{name}", bias=False)
-    return rules
-
-
 def _language_model(prefix: str, suffixes: dict[str, str]) -> list[Rule]:
     """A Qwen2 decoder with its embedding and head; `suffixes`: expert -> suffix of its published names."""
     rules = [
@@ -49,7 +34,16 @@ def _language_model(prefix: str, suffixes: dict[str, str]) -> list[Rule]:
         Rule(f"{prefix}lm_head.weight", "head/kernel", LINEAR),
     ]
     for expert, suffix in suffixes.items():
-        rules += _expert(f"{prefix}model.layers", expert, suffix)
+        theirs, ours = f"{prefix}model.layers.{{layer}}", f"backbone/layers/{expert}"
+        for name in ("q_proj", "k_proj", "v_proj"):
+            rules += _linear(f"{theirs}.self_attn.{name}{suffix}", f"{ours}/{name}")
+        rules += _linear(f"{theirs}.self_attn.o_proj{suffix}", f"{ours}/o_proj", bias=False)
+        for name in ("q_norm", "k_norm"):
+            rules += _norm(f"{theirs}.self_attn.{name}{suffix}", f"{ours}/{name}", bias=False)
+        for name in ("input", "post_attention"):
+            rules += _norm(f"{theirs}.{name}_layernorm{suffix}", f"{ours}/{name}_norm", bias=False)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            rules += _linear(f"{theirs}.mlp{suffix}.{name}", f"{ours}/{name}", bias=False)
         rules += _norm(f"{prefix}model.norm{suffix}", f"backbone/norms_{expert}", bias=False)
     return rules
 
@@ -93,48 +87,25 @@ SIGLIP2_IGNORED = (r"text_model\..*", r"vision_model\.head\..*", r"logit_(scale|
 """The text side and the pooling of a contrastive model, which nothing here uses."""
 
 
-# ----------------------------------------------------------------- autoencoder
-
-
-def _res_block(theirs: str, ours: str, shortcut: str) -> list[Rule]:
-    rules = []
-    for name in ("norm1", "norm2"):
-        rules += _norm(f"{theirs}.{name}", f"{ours}/{name}")
-    for name in ("conv1", "conv2"):
-        rules += _linear(f"{theirs}.{name}", f"{ours}/{name}", turn=CONV)
-    return rules + _linear(f"{theirs}.{shortcut}", f"{ours}/nin_shortcut", turn=POINTWISE)
-
-
-def autoencoder(config: FluxConfig, diffusers: bool) -> list[Rule]:
-    """The autoencoder under the names of FLUX.1, or of diffusers."""
-    if diffusers:
-        middle, attention = ("mid_block.resnets.0", "mid_block.resnets.1"), "mid_block.attentions.0"
-        projections, group_norm = ("to_q", "to_k", "to_v", "to_out.0"), "group_norm"
-        shortcut, norm_out, turn = "conv_shortcut", "conv_norm_out", LINEAR
-    else:
-        middle, attention = ("mid.block_1", "mid.block_2"), "mid.attn_1"
-        projections, group_norm = ("q", "k", "v", "proj_out"), "norm"
-        shortcut, norm_out, turn = "nin_shortcut", "norm_out", POINTWISE
-    rules, levels = [], len(config.ch_mult)
-    for side, group, resample, blocks in (
-        ("encoder", "down", "downsample", config.res_blocks),
-        ("decoder", "up", "upsample", config.res_blocks + 1),
-    ):
-        rules += _linear(f"{side}.conv_in", f"{side}/conv_in", turn=CONV)
-        rules += _norm(f"{side}.{norm_out}", f"{side}/norm_out")
-        rules += _linear(f"{side}.conv_out", f"{side}/conv_out", turn=CONV)
-        for number, theirs in enumerate(middle, 1):
-            rules += _res_block(f"{side}.{theirs}", f"{side}/mid/block_{number}", shortcut)
-        rules += _norm(f"{side}.{attention}.{group_norm}", f"{side}/mid/attn_1/norm")
-        for theirs, ours in zip(projections, ("q", "k", "v", "proj_out"), strict=True):
-            rules += _linear(f"{side}.{attention}.{theirs}", f"{side}/mid/attn_1/{ours}", turn=turn)
-        for level in range(levels):
-            theirs, block, last = f"{side}.{group}.{level}", "block", f"{resample}.conv"
-            if diffusers:  # diffusers counts the decoder's levels from the lowest resolution
-                number = level if group == "down" else levels - 1 - level
-                theirs, block, last = f"{side}.{group}_blocks.{number}", "resnets", f"{resample}rs.0.conv"
-            ours = f"{side}/{group}_{level}"
-            for index in range(blocks):
-                rules += _res_block(f"{theirs}.{block}.{index}", f"{ours}/block_{index}", shortcut)
-            rules += _linear(f"{theirs}.{last}", f"{ours}/{resample}", turn=CONV)
-    return rules
+FLUX = (
+    ("/", "."),
+    (r"(kernel|scale)$", "weight"),
+    (r"(down|up)_(\d+)", r"\1.\2"),
+    (r"(\d)\.block_(\d+)", r"\1.block.\2"),
+    (r"(down|up)sample", r"\1sample.conv"),
+)
+"""Our names of the autoencoder's arrays as those of FLUX.1: regular expressions and what replaces them."""
+DIFFUSERS = (
+    (r"mid\.block_1", "mid_block.resnets.0"),
+    (r"mid\.block_2", "mid_block.resnets.1"),
+    (r"mid\.attn_1", "mid_block.attentions.0"),
+    (r"attentions\.0\.norm", "attentions.0.group_norm"),
+    (r"attentions\.0\.([qkv])\.", r"attentions.0.to_\1."),
+    (r"proj_out", "to_out.0"),
+    (r"(down|up)\.(\d+)", r"\1_blocks.\2"),
+    (r"(\d)\.block\.", r"\1.resnets."),
+    (r"(down|up)sample\.conv", r"\1samplers.0.conv"),
+    ("nin_shortcut", "conv_shortcut"),
+    ("norm_out", "conv_norm_out"),
+)
+"""Names of FLUX.1 as those of diffusers."""

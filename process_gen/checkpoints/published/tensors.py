@@ -70,25 +70,17 @@ class Tensors(dict[str, Entry]):
         return {name: entry.shape for name, entry in self.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A tensor, or its rows from `start` to `stop`, as it is stored (not writable).
-
-        Raises:
-          CheckpointCorrupt: the file has become shorter than its header says.
-        """
+        """A tensor, or its rows from `start` to `stop`, as it is stored (not writable)."""
         entry = self[name]
-        if not entry.shape:
-            start, row, shape = 0, entry.nbytes, ()
-        else:
-            stop = entry.shape[0] if stop is None else min(stop, entry.shape[0])
-            row = entry.nbytes // max(1, entry.shape[0])
-            shape = (max(0, stop - start), *entry.shape[1:])
-        wanted = math.prod(shape) * entry.dtype.itemsize
+        rows, *inner = entry.shape or (1,)  # a single number is one row
+        count = max(0, (rows if stop is None else min(stop, rows)) - start)
+        row = math.prod(inner) * entry.dtype.itemsize
         with entry.path.open("rb") as file:
             file.seek(entry.offset + start * row)
-            data = file.read(wanted)
-        if len(data) != wanted:
+            data = file.read(count * row)
+        if len(data) != count * row:
             raise _corrupt(entry.path, f"it ends inside {name}")
-        return np.frombuffer(data, entry.dtype).reshape(shape)
+        return np.frombuffer(data, entry.dtype).reshape((count, *inner) if entry.shape else ())
 
 
 def open_file(path: epath.PathLike) -> Tensors:
@@ -149,7 +141,11 @@ def open_index(path: epath.PathLike) -> Tensors:
         files = read_json(path)["weight_map"]
         shards = sorted(set(files.values()))
         for shard in shards:
-            _check_name(path, shard)
+            place = pathlib.PurePosixPath(shard)
+            if not place.parts or ".." in place.parts or place.is_absolute() or {"\\", ":"} & set(shard):
+                raise CheckpointCorrupt(f"{path} names a file outside its folder, {shard!r}: do not trust it")
+            if not shard.endswith(SUFFIX):
+                raise CheckpointNotFound(_refusal(path, [shard]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, f"it is no index of shards ({type(error).__name__}: {error})") from error
     missing = [shard for shard in shards if not (path.parent / shard).is_file()]
@@ -172,14 +168,6 @@ def open_index(path: epath.PathLike) -> Tensors:
     return Tensors(path, entries)
 
 
-def _check_name(index: epath.Path, shard: str) -> None:
-    place = pathlib.PurePosixPath(shard)
-    if not place.parts or ".." in place.parts or place.is_absolute() or "\\" in shard or ":" in shard:
-        raise CheckpointCorrupt(f"{index} names a file outside its folder, {shard!r}: do not trust it")
-    if not shard.endswith(SUFFIX):
-        raise CheckpointNotFound(_refusal(index, [shard]))
-
-
 def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
     """Opens the first `<stem>.safetensors` in a folder, one file or sharded; None where there is none.
 
@@ -199,12 +187,7 @@ def find(folder: epath.PathLike, stems: Iterable[str]) -> Tensors | None:
 
 
 def find_in(folder: epath.PathLike, stems: Collection[str], hint: str = "") -> Tensors:
-    """As `find`, but raises where there is none; `hint` ends that message.
-
-    Raises:
-      CheckpointNotFound: no such folder, none of them in it, or only pickles.
-      CheckpointCorrupt: see `find`.
-    """
+    """As `find`, but raises CheckpointNotFound where there is none; `hint` ends that message."""
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise CheckpointNotFound(f"no such folder of published weights: {folder}")
@@ -257,6 +240,7 @@ def write(
     """Writes `<stem>.safetensors`, or `<stem>-00001-of-0000N.safetensors` and their index.
 
     A file holds at most `largest` bytes of data, or one tensor that has more; None writes a single file.
+    `progress` is called with the numbers of bytes written.
 
     Raises:
       CheckpointError: the folder already holds weights of this name.
@@ -302,12 +286,8 @@ def write_file(
     with whole(path) as unfinished, unfinished.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for item in items:
-            written = 0
             for block in item.blocks():
                 data = np.ascontiguousarray(block, item.dtype)
                 file.write(data.reshape(-1).view(np.uint8).data)
-                written += data.nbytes
                 if progress is not None:
                     progress(data.nbytes)
-            if written != item.nbytes:
-                raise ValueError(f"{item.name} of shape {item.shape} came with {written} bytes")

@@ -52,7 +52,7 @@ def main() -> None:
     check(direct, params, shardings)
     print("imported")
 
-    source = published.pieces()
+    source = published.params
     shards = convert.shards(published.model, source.spec, sizes)
     assert shards["backbone/layers/und/up_proj/kernel"] == (3, 32, 56)
     assert shards == {name: x.addressable_shards[0].data.shape for name, x in arrays.flatten(direct).items()}
