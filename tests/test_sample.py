@@ -171,7 +171,10 @@ def test_more_seeds_join_a_listing_and_other_settings_do_not(command, values):
     assert code == 2 and "were drawn with flow_steps 2, not 3: choose another folder" in err
     code, _, _ = command(prompts=["a red circle"], flow_steps=3, resume=False)
     assert code == 0 and [line["sampling_steps"] for line in listed(values.output_dir)] == [3]
-    (pathlib.Path(values.output_dir) / "settings.json").unlink()
+    settings = pathlib.Path(values.output_dir, "settings.json")
+    settings.write_text("[]")
+    assert "no settings in settings.json" in command(prompts=["a red circle"], resume=True)[2]
+    settings.unlink()
     code, _, err = command(prompts=["a red circle"], resume=True)
     assert code == 2 and "was not written by such a run" in err
 

@@ -12,6 +12,7 @@ moves the parts into the listing (`Listing.gather`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
@@ -203,12 +204,13 @@ class Listing:
 
     def _check_settings(self) -> None:
         otherwise = "choose another folder, or start over (--noresume)"
-        try:
+        there = None
+        with contextlib.suppress(OSError, ValueError):
             there = read_json(self.folder / SETTINGS)
-        except (OSError, ValueError):
+        if not isinstance(there, dict):
             raise files.ReportError(
-                f"{self.path} was not written by such a run ({SETTINGS} is missing): {otherwise}"
-            ) from None
+                f"{self.path} was not written by such a run (no settings in {SETTINGS}): {otherwise}"
+            )
         for name in sorted({*there, *self._settings}):
             old, new = there.get(name), self._settings.get(name)
             if old != new:
