@@ -60,7 +60,7 @@ def _base() -> ConfigDict:
         model="",  # its name at the endpoint
         base_url="",  # "": OPENAI_BASE_URL, else OpenAI; the key is in OPENAI_API_KEY
         revision="",
-        extra="",  # further fields of a request, as JSON; null removes a default field
+        extra="",  # further fields of a request, as JSON or a .json file; null removes a default field
         workers=8,
         per_minute=0.0,  # most requests in a minute; 0 is no limit
         timeout=180.0,

@@ -30,8 +30,13 @@ def fields(state: Any) -> dict[str, Any]:
 
 def flatten(tree: Any) -> FlatArrays:
     """`{'a/b': array}` of a tree; an array alone is called `value`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in leaves}
+    found: FlatArrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if name in found:
+            raise ValueError(f"two arrays share the name {name!r}")
+        found[name] = leaf
+    return found
 
 
 def unflatten_like(tree: Any, arrays: FlatArrays) -> Any:

@@ -115,6 +115,7 @@ def draw(
     Raises:
       ReportError: the folder cannot be written.
       TaskError: an outside planner or inspector had no answer for some trajectories; the others are drawn.
+      ServiceError: its endpoint cannot be used.
     """
     mine = [one for n, one in enumerate(wanted) if n % host[1] == host[0] and one.uid not in listing.uids]
     if not mine:

@@ -146,7 +146,8 @@ def judge_states(
       host: index of this host, and how many there are.
 
     Raises:
-      TaskError: an image cannot be read (names the file), or the judge cannot go on.
+      TaskError: an image cannot be read; names the file.
+      ServiceError: the judge cannot go on.
       ReportError: the file cannot be written.
     """
     done = judged(path)

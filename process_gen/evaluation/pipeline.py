@@ -115,7 +115,7 @@ def ask(
       arm_options: role -> options of who takes it in the model's place (`outsiders`).
 
     Raises:
-      TaskError, SamplerError: the task, the arm or the settings are not possible.
+      TaskError, ServiceError, SamplerError: the task, the arm or the settings are not possible.
     """
     options = _absolute(options)
     way, benchmark = make_arm(arm), make_task(task, options)

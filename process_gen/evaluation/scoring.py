@@ -33,7 +33,8 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
     finals, scores, unjudged = _verdicts(folder, one, judge)
     outcomes, rows, counts, seen = [], [], {}, {}
     all_seen = True  # every image of every chosen trajectory has a verdict
-    for seed, doc, index in itertools.product(one.seeds, one.docs, range(task.images)):
+    indices = sorted({index for _, _, index in finals})  # of images made elsewhere, not always the first ones
+    for seed, doc, index in itertools.product(one.seeds, one.docs, indices):
         candidates = [row for _, row in sorted(finals[doc.doc_id, seed, index].items())]
         if not candidates:
             continue

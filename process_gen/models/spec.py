@@ -32,12 +32,12 @@ def model_spec(config: ModelConfig, with_vit: bool = True) -> Any:
     return jax.eval_shape(_init(config, with_vit), jax.random.key(0))
 
 
-def initial(config: ModelConfig, names: frozenset[str], seed: int, dtype: str = "float32") -> dict[str, Any]:
+def initial(config: ModelConfig, names: frozenset[str], seed: int) -> dict[str, Any]:
     """Draws the parameters `names` (`a/b/c`) as `UnifiedModel.init` does: a nested dict of NumPy arrays."""
 
     def some(key: jax.Array) -> dict[str, jax.Array]:
         params = flatten_dict(nn.meta.unbox(_init(config, True)(key)), sep="/")
-        return {name: params[name].astype(dtype) for name in sorted(names)}
+        return {name: params[name] for name in sorted(names)}
 
     drawn = jax.device_get(jax.jit(some)(jax.random.key(seed)))  # XLA drops what is not asked for
     return unflatten_dict(drawn, sep="/")

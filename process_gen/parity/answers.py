@@ -97,6 +97,7 @@ def _latent_answers(golden: Golden, config: ModelConfig, frozen: Any) -> dict[st
     stored = golden.optional("train_latents")
     if not golden.optional("train_vae_images").size:  # a row of texts and ViT images alone
         return {"train_latents": np.zeros_like(stored[:0]), "train_vae_position_ids": np.zeros(0, np.int64)}
+    stored = golden["train_latents"]  # or it raises
     images = jnp.moveaxis(jnp.asarray(golden["train_vae_images"]), 1, -1)
     tokens = jit_once(lambda frozen: autoencoder.to_tokens(config, images, frozen))(frozen)
     order = latent_tokens(config, np.arange(stored.size).reshape(stored.shape))  # where each value goes

@@ -219,7 +219,9 @@ class Services:
         chat, images = self.chat.service, self.images.service
         return {
             chat.model: estimate.estimate(chat, sum(asked.values()), round(text), looks, answers),
-            images.model: estimate.estimate(images, drawn, round(drawn * characters), 0, 0, drawn),
+            images.model: estimate.estimate(
+                images, drawn, round(drawn * characters), 0, 0, drawn, images.price_image
+            ),
         }
 
 

@@ -34,7 +34,13 @@ class Estimate:
 
 
 def estimate(
-    service: Connection, requests: int, characters: int, seen_tokens: int, tokens_out: int, images: int = 0
+    service: Connection,
+    requests: int,
+    characters: int,
+    seen_tokens: int,
+    tokens_out: int,
+    images: int = 0,
+    price_image: float = 0.0,
 ) -> Estimate:
     """Estimates requests to a service, at its prices.
 
@@ -43,12 +49,13 @@ def estimate(
       seen_tokens: of all images in them (`image_tokens`).
       tokens_out: of all answers.
       images: how many are drawn.
+      price_image: of one of them.
     """
     tokens_in = math.ceil(characters / CHARACTERS_PER_TOKEN) + seen_tokens
     cost = None
-    if service.price_in or service.price_out or service.price_image:
+    if service.price_in or service.price_out or price_image:
         tokens = tokens_in * service.price_in + tokens_out * service.price_out
-        cost = tokens / 1e6 + images * service.price_image
+        cost = tokens / 1e6 + images * price_image
     return Estimate(requests, tokens_in, tokens_out, cost, images)
 
 

@@ -56,7 +56,6 @@ class Connection:
       tries: how often a question is asked until an answer parses.
       cache: folder that keeps answers; none where empty.
       price_in, price_out: of a million tokens, for the estimate of costs.
-      price_image: of one image that is drawn.
       per_minute: most requests of a minute; 0 is no limit.
     """
 
@@ -71,7 +70,6 @@ class Connection:
     cache: str = ""
     price_in: float = 0.0
     price_out: float = 0.0
-    price_image: float = 0.0
     per_minute: float = 0.0
 
     def check(self) -> None:
@@ -81,7 +79,7 @@ class Connection:
         for name, least in (("workers", 1), ("tries", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ServiceError(f"{self.name}.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("per_minute", "price_in", "price_out", "price_image"):
+        for name in ("per_minute", "price_in", "price_out"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ServiceError(f"{self.name}.{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.timeout < math.inf:
@@ -90,9 +88,15 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Service(Connection):
-    """A connection that carries its `name`."""
+    """A connection that carries its `name`, to a model that may draw: `price_image` is of one image."""
 
     name: str
+    price_image: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.price_image < math.inf:
+            raise ServiceError(f"{self.name}.price_image must not be negative, got {self.price_image}")
 
 
 def read_key() -> str:

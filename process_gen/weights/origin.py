@@ -5,8 +5,8 @@
 
 Of published weights only JSON files, headers and fixed tables are read; `params` and
 `autoencoder` are sources whose arrays are read box by box, when they are needed
-(`process_gen.checkpoints.published.sources`). Files of a run are hashed first, and a
-`.safetensors` file of ours is read whole.
+(`process_gen.checkpoints.published.sources`). Files of a run are hashed first, a
+`.safetensors` file of ours is read whole, and the parameters that a Qwen2 lacks are drawn.
 """
 
 from __future__ import annotations

@@ -137,10 +137,14 @@ def load_sampler(
 ) -> tuple[Sampler, Restored]:
     """A sampler of a checkpoint, and the checkpoint as it was restored.
 
+    The other arguments, and what else is raised, are those of `load_model`.
+
     Args:
       rows: batch size, trajectories side by side; on a mesh rounded up to a multiple of `data` x `fsdp`.
       **settings: fields of `SamplerConfig` that are to differ from the stored config.
-      For the others see `load_model`.
+
+    Raises:
+      SamplerError: settings that do not exist, or do not fit the model.
     """
     restored = load_model(path, which, tokenizer, config, mesh, dtype)
     fields = {"mode": restored.config["data"].get("mode", "process"), **restored.config["sampling"]}

@@ -159,10 +159,15 @@ class Pieces(Source):
                     continue
                 part, inside = out[ranges[0].index(move.layer)], ranges[1:]
             axis = move.turn.rows % len(inside)
-            rows = self._tensors.read(move.theirs, inside[axis].start, inside[axis].stop)
             cut = [slice(r.start, r.stop) for r in inside]
-            cut[axis] = slice(None)
-            part[...] = move.turn.ours(rows)[tuple(cut)]
+            cut[axis], entry = slice(None), self._tensors[move.theirs]
+            step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
+            for at in range(inside[axis].start, inside[axis].stop, step):
+                stop = min(at + step, inside[axis].stop)
+                rows = move.turn.ours(self._tensors.read(move.theirs, at, stop))[tuple(cut)]
+                part[(*[slice(None)] * axis, slice(at - inside[axis].start, stop - inside[axis].start))] = (
+                    rows
+                )
         return out
 
 

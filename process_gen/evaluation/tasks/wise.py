@@ -308,7 +308,7 @@ def _write(rows: Sequence[Row], folder: pathlib.Path) -> list[pathlib.Path]:
         for row in sorted(of_file, key=lambda row: int(row.doc.doc_id)):
             doc, said = row.doc, row.judgement
             prompt_id = {"prompt_id": int(doc.doc_id)}
-            image = {"image_path": f"{doc.doc_id}.png", "evaluation": said.raw["answer"]}
+            image = {"image_path": f"{doc.doc_id}.png", "evaluation": (said.raw or {}).get("answer", "")}
             full.append({**prompt_id, "prompt": doc.input, "key": doc.target["explanation"], **image})
             scores.append({**prompt_id, "Subcategory": doc.target["subcategory"], **said.details})
         if full:
