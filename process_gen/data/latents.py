@@ -174,6 +174,8 @@ class LatentsWriter:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         self._part.__exit__(kind, *error)
         if kind is None:
+            if self.written != self.info.trajectories:
+                raise ValueError(f"{self.written} records for {self.info.trajectories} trajectories")
             self._write_info(complete=True)
 
     def write(self, trajectory: Trajectory, latents: np.ndarray, files_sum: int | None = None) -> None:

@@ -166,7 +166,8 @@ class StoredSource:
         place = self.rows.place
         match place.kept(SHAPES):
             case {"of": self.name, "shapes": list(shapes), "turns": list(turns)}:
-                if len(shapes) == len(turns) == len(self):
+                read = all(shape is None or isinstance(shape, list) for shape in shapes)
+                if read and len(shapes) == len(turns) == len(self):
                     self._turns = np.asarray(turns)
                     return [shape and tuple(shape) for shape in shapes]
         numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)

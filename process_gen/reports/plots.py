@@ -123,7 +123,7 @@ def bands(panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float
             mean = [float(np.mean(found)) for found in values]
             mark = "o" if len(steps) < 12 else None
             (line,) = axes.plot(steps, mean, label=_plain(name), lw=1.4, marker=mark, markersize=3)
-            low, high = list(map(min, values)), list(map(max, values))
+            low, high = list(map(np.min, values)), list(map(np.max, values))
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.18, lw=0)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

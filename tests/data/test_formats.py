@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -399,6 +400,13 @@ def test_a_set_behind_a_url_is_written_and_read(trajectories):
     with pytest.raises(ValueError, match=r"nope://x cannot be opened .*process_gen\[remote\]"):
         open_stored("nope://x", SIZE)
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_set_at_the_root_of_a_zip_file_is_read(tmp_path, trajectories):
+    pytest.importorskip("fsspec")
+    written("folder", tmp_path / "set", trajectories[:2])
+    url = f"zip://::{shutil.make_archive(str(tmp_path / 'packed'), 'zip', tmp_path / 'set')}"
+    assert_same_trajectory(open_stored(url, SIZE)[1], trajectories[1])
 
 
 def test_shapes_are_those_of_the_last_images(odd, tmp_path):

@@ -16,6 +16,7 @@ import os
 import posixpath
 import re
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ class ParquetRows(Rows):
     def _begin(self) -> None:
         """Begins with no open files and an empty cache, as another process does."""
         self._lock = threading.RLock()
-        self._file = functools.lru_cache(OPEN_FILES)(self._open_part)
+        this = weakref.proxy(self)  # a cache that held `self` would keep its files open
+        self._file = functools.lru_cache(OPEN_FILES)(lambda part: this._open_part(part))
         self._cache: collections.OrderedDict[tuple[int, int, bool], Group] = collections.OrderedDict()
         self._cached = 0
 

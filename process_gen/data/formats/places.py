@@ -179,7 +179,8 @@ def _folder(url: str) -> Any:
         raise ValueError(
             f"{url} cannot be opened ({error}): `pip install process_gen[remote]` has gs:// and s3://"
         ) from None
-    return DirFileSystem(root.rstrip("/"), fs)
+    root = root.rstrip("/")
+    return DirFileSystem(root, fs) if root else fs  # the root of a file system, as of a zip file
 
 
 # -------------------------------------------------------------------- identity

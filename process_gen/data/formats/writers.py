@@ -117,9 +117,8 @@ def write_folder(
         for count, one in enumerate(found, start=1):
             record, members = record_of(one, count - 1)
             for name, content in members.items():
-                if not place.exists(name):
-                    with place.create(name) as file:
-                        file.write(content)
+                with place.create(name) as file:
+                    file.write(content)
             listing.write(_line(record))
     return count
 
