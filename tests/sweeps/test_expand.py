@@ -176,10 +176,13 @@ def test_the_training_sweep_is_read_by_train(tmp_path):
 
 def test_the_sweep_of_the_evidence_trains_every_arm_with_the_same_seeds():
     cells = command.load_sweep(str(SWEEPS / "evidence.py"))
-    arms = [f"configs/scenes.py:hung{arm}" for arm in ("", "_plan_only", "_single_pass", "_no_inspection")]
+    arms = ("hung", "hung_plan_only", "hung_single_pass", "hung_no_inspection")
+    ablations = ("hung_no_inspection", "hung", "hung")
     found = [(cell.settings["config"], cell.settings["config.seed"]) for cell in cells]
-    assert found == [(arm, seed) for arm in arms for seed in (0, 1, 2)]
-    assert all(f"--config={cell.settings['config']}" in cell.command for cell in cells)
+    assert found == [(f"configs/scenes.py:{arm}", seed) for arm in arms + ablations for seed in (0, 1, 2)]
+    assert len({cell.id for cell in cells}) == len(cells)
+    for cell in cells:  # every key is one of the config
+        cli.config_with(cell.settings["config"], [word for word in cell.command if "--config." in word])
 
 
 def expanded(sweep: dict, values: dict[str, object]) -> list[str]:
