@@ -78,10 +78,9 @@ def run(words: list[str], module: str, alone: bool, told: list[int]) -> int:
     process = subprocess.Popen(words, env=env, start_new_session=True)
     passed_on = 0
     while (code := process.poll()) is None:
-        new = told[passed_on:]
-        for number in new:
+        for number in told[passed_on:]:
             process.send_signal(number)
-        passed_on += len(new)
+            passed_on += 1
         time.sleep(0.1)
     return STOPPED if told and code < 0 else 128 - code if code < 0 else code
 

@@ -91,7 +91,10 @@ def evaluate(
     with lock.hold(root, "an evaluation", wait, check) if lead else contextlib.nullcontext():
         _wait("the folder is held", host)
         written, asked = [], [one for one, _ in cells]
-        judges = _judges(asked) if stage != "images" else []  # first: raises where a judge cannot be made
+        judges = (
+            _judges(asked) if stage != "images" else [None] * len(asked)
+        )  # raises where one cannot be made
+        judged = list(zip(asked, judges, strict=True))
         if stage in ("all", "images"):
             if lead:
                 pipeline.remember(root, asked)
@@ -105,14 +108,13 @@ def evaluate(
                         forced.draw_steps(sampler, one.wanted, one.benchmark.requests, listing, host, show)
             written = [path for one in asked for path in pipeline.lay_out(root, one)] if lead else []
         if stage in ("all", "judge"):
-            for one, judge in zip(asked, judges, strict=True):
+            for one, judge in judged:
                 if judge is not None:
                     pipeline.judge_cell(root, one, judge, states, host, show)
             _wait("the images are judged", host)
         try:
             if not lead or stage not in ("all", "report"):
                 return "", written, []
-            judged = list(zip(asked, judges, strict=True))
             text, more, scored = _report(root, judged, stage, config or {}, pictures, allow, show)
             return text, list(dict.fromkeys(written + more)), scored
         finally:

@@ -150,8 +150,8 @@ def _slot_texts(turns: Sequence[Turn], slot: str) -> list[str | None]:
         texts = [turn.after for turn in turns]
         return [None if text is None else markup.check_plain(text, "an inspection") for text in texts]
     for turn in turns:
-        kind, parsed = ("refine instruction", turn.instruction) if turn.refines else ("plan", turn.plan)
-        if isinstance(parsed, markup.Malformed):
+        if isinstance(parsed := turn.parsed, markup.Malformed):
+            kind = "refine instruction" if turn.refines else "plan"
             raise markup.BadText(f"the text of a {kind} is malformed: {parsed.reason}")
         if turn.before is not None:
             markup.check_characters(turn.before, "a text before an image")

@@ -119,7 +119,7 @@ def read_record(record: bytes, image_size: tuple[int, int]) -> Trajectory:
 
 
 class RecordSource:
-    """Random access to one split of a TFDS data set with the schema of `schema.features`.
+    """Random access to one split of a TFDS data set with the schema of `features`.
 
     Attributes:
       own_splits: whether the set has a validation split; without one, a share of it is held out.

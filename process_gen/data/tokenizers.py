@@ -61,7 +61,10 @@ class Tokenizer:
         """Returns the ids of a text without control tokens around it."""
         ids: list[int] = []
         for part in self._split.split(text):
-            ids += [self._whole[part]] if part in self._whole else self._encode(part)
+            if part in self._whole:
+                ids.append(self._whole[part])
+            elif part:
+                ids += self._encode(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

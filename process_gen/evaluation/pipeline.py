@@ -290,11 +290,11 @@ def lay_out(folder: pathlib.Path, one: CellSpec, cell: Cell | None = None) -> li
         if found := [draw for draw in one.wanted[number : number + way.candidates] if draw.uid in drawn]:
             draw = found[chosen(way, [drawn[draw.uid][1] for draw in found])]
             images[draw.seed].append((draw.doc, draw.index // way.candidates, drawn[draw.uid][0]))
-    for seed, of_seed in images.items():
-        place = layout_of(folder, one) / f"seed_{seed}"
+    places = {seed: layout_of(folder, one) / f"seed_{seed}" for seed in images}
+    for seed, place in places.items():
         shutil.rmtree(place, ignore_errors=True)  # may hold other prompts or another judge's choice
-        task.lay_out(place, of_seed)
-    return [layout_of(folder, one) / f"seed_{seed}" for seed in images]
+        task.lay_out(place, images[seed])
+    return list(places.values())
 
 
 def pictured(

@@ -35,7 +35,7 @@ def score_cell(folder: pathlib.Path, one: CellSpec, judge: Judge) -> tuple[Cell 
     all_seen = True  # every image of every chosen trajectory has a verdict
     indices = sorted({index for _, _, index in finals})  # of images made elsewhere, not always the first ones
     for seed, doc, index in itertools.product(one.seeds, one.docs, indices):
-        candidates = [row for _, row in sorted(finals[doc.doc_id, seed, index].items())]
+        candidates = [row for _, row in sorted(finals.get((doc.doc_id, seed, index), {}).items())]
         if not candidates:
             continue
         row = candidates[chosen(arm, [(c["score"], c.get("facts", {})) for c in candidates]) if arm else 0]

@@ -32,15 +32,14 @@ def changed(before: Scene, after: Scene) -> tuple[str, ...]:
     """The kinds of changes between two scenes, as in a `Stroke`."""
     lost, new = lacking(before, after), lacking(after, before)
     kinds: list[str] = []
-    moved = [t for t in lost if any((t.shape, t.colour) == (o.shape, o.colour) for o in new)]
+    moved = [t for t in lost if any(alike(t, o) for o in new)]
     if len(moved) == 2 and {t.cell for t in moved} <= {t.cell for t in new}:
         kinds.append("swap")
-        looks = [(thing.shape, thing.colour) for thing in moved]
-        new = [t for t in new if (t.shape, t.colour) not in looks]
+        new = [t for t in new if not any(alike(t, thing) for thing in moved)]
         lost = [t for t in lost if t not in moved]
     for thing in lost:
         cells = [o for o in new if o.cell == thing.cell]
-        twins = [o for o in new if (o.shape, o.colour) == (thing.shape, thing.colour)]
+        twins = [o for o in new if alike(o, thing)]
         if same := cells or twins:
             kinds.append("modify")
             new.remove(same[0])

@@ -95,8 +95,7 @@ def planted(
     With probability `imageless` the first correction has no image and ends the trajectory. Raises Skip.
     """
     turns = world.planted(prompt, rng, kind in (CONFLICTING, MISALIGNED), kind in KINDS["conflict"])
-    first = next((i for i, turn in enumerate(turns) if turn.refines), None)
-    if first is not None and rng.random() < imageless:
+    if (first := _first_refine(turns)) < len(turns) and rng.random() < imageless:
         turns = [*turns[:first], refinement(None, turns[first].instruction)]
     return _given(kind, prompt, turns, most_turns, "planted")
 
@@ -195,9 +194,14 @@ def _given(
     sample teaches how to continue from a corrected image.
     """
     _check_turns(len(turns), most_turns)
-    first = next((i for i, turn in enumerate(turns) if turn.refines), len(turns))
+    first = _first_refine(turns)
     inputs = [dataclasses.replace(turn, before_weight=0.0, image_weight=0.0) for turn in turns[:first]]
     return Made(kind, prompt, (*inputs, *turns[first:]), {"origin": origin})
+
+
+def _first_refine(turns: Sequence[Turn]) -> int:
+    """The index of the first correction; the number of turns where there is none."""
+    return next((i for i, turn in enumerate(turns) if turn.refines), len(turns))
 
 
 def _check_turns(turns: int, most: int) -> None:

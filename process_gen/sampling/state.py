@@ -77,8 +77,8 @@ class Extended:
     texts: Extended | None = None
 
 
-def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, KVCache, jax.Array]:
-    """The prompt and the turn without the newest text, and the rotary position [B] of the image then.
+def without_newest_text(layout: Layout, state: SamplingState) -> SamplingState:
+    """The state without the newest text; its `position` is that of the image then.
 
     The newest text is the one before the image in its turn, else the last text of
     the prompt, as in training's conditioning dropout. The image has the position
@@ -98,7 +98,8 @@ def without_newest_text(layout: Layout, state: SamplingState) -> tuple[KVCache, 
         bare = bare & ~there.any(1)
         prompt = prompt.keep_only(~newest)
         moved = moved + _count(newest) * (first & ~image if name == "prompt" else first)
-    return prompt, turn, state.position - moved
+    context = state.context.replace(prompt=prompt)
+    return state.replace(context=context, turn=turn, position=state.position - moved)
 
 
 def _within(cache: KVCache, place: slice) -> jax.Array:
@@ -111,17 +112,14 @@ def _count(mask: jax.Array) -> jax.Array:
     return mask.sum(1, dtype=jnp.int32)
 
 
-def branch(layout: Layout, state: SamplingState, name: str) -> tuple[tuple[KVCache, ...], jax.Array]:
-    """What a branch of guidance sees: (history, prompt, turn), and the rotary position [B] of its image.
+def branch(layout: Layout, state: SamplingState, name: str) -> tuple[list[KVCache], jax.Array]:
+    """What a branch of guidance sees (`SamplingState.seen`), and the rotary position [B] of its image.
 
     `full` sees everything; `notext` everything but the newest text; `noimg` the
     context without images, `state.texts` (BAGEL, arXiv 2505.14683).
     """
     if name == "noimg":
         return branch(layout, state.texts, "full")
-    history, prompt = state.context.seen(layout, state.refines), state.context.prompt
-    turn, position = state.turn, state.position
     if name == "notext":
-        prompt, turn, position = without_newest_text(layout, state)
-    before = slice(part_slices(layout.visible_parts)["image"].start)
-    return (history, prompt, turn.slice_keys(before)), position
+        state = without_newest_text(layout, state)
+    return state.seen(layout, part_slices(layout.visible_parts)["image"].start), state.position

@@ -78,9 +78,9 @@ def render(scene: Scene, level: str | Level) -> np.ndarray:
         if not thing.clear:
             raise ValueError(f"cannot draw the unclear thing at {thing.cell}")
         x, y = round(thing.x), round(thing.y)
-        mask, place = placed_mask(thing.shape, thing.size, x, y, level.image_size)
+        whole, place = placed_mask(thing.shape, thing.size, x, y, level.image_size)
         # On a grid an object replaces whatever its cell showed; on free levels it is blended over it.
         under = image[place] if level.placement == "free" else background
-        coverage, colour = mask[..., None], np.asarray(COLOURS[thing.colour], np.float32)
+        coverage, colour = whole[..., None], np.asarray(COLOURS[thing.colour], np.float32)
         image[place] = np.rint(under * (1 - coverage) + colour * coverage)
     return image

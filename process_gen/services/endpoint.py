@@ -168,7 +168,8 @@ class Endpoint:
             else:
                 reply = self._client.images.edit(image=("image.png", png(image), "image/png"), **asked)
             found = rgb(io.BytesIO(base64.b64decode(reply.data[0].b64_json, validate=True)))
-        self._keep(kept, png(found))
+        if kept is not None:  # or the image would be encoded for nothing
+            self._keep(kept, png(found))
         return found
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from process_gen.common import files
 
@@ -71,15 +71,17 @@ class Connection:
     price_in: float = 0.0
     price_out: float = 0.0
     per_minute: float = 0.0
+    _at_least: ClassVar = {"workers": 1, "tries": 1, "retries": 0}
+    _not_negative: ClassVar = ("per_minute", "price_in", "price_out")
 
     def check(self) -> None:
         """Raises ServiceError where an option is out of range."""
         if not self.model:
             raise ServiceError(f"{self.name} needs model=NAME, the name of the model at the endpoint")
-        for name, least in (("workers", 1), ("tries", 1), ("retries", 0)):
+        for name, least in self._at_least.items():
             if getattr(self, name) < least:
                 raise ServiceError(f"{self.name}.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("per_minute", "price_in", "price_out"):
+        for name in self._not_negative:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ServiceError(f"{self.name}.{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.timeout < math.inf:
@@ -92,11 +94,7 @@ class Service(Connection):
 
     name: str
     price_image: float = 0.0
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.price_image < math.inf:
-            raise ServiceError(f"{self.name}.price_image must not be negative, got {self.price_image}")
+    _not_negative: ClassVar = (*Connection._not_negative, "price_image")
 
 
 def read_key() -> str:

@@ -159,11 +159,11 @@ def _trained(source: Source, weights: Weights, tokenizer: Tokenizer | None) -> S
     def line(name: str, axis: int, number: int) -> np.ndarray:
         return source.read(name, (slice(None),) * axis + (slice(number, number + 1),)).reshape(-1)
 
-    lines: dict[str, tuple[int, dict[int, np.ndarray]]] = {name: (axis, {}) for name, axis in ROWS.items()}
-    for name, (axis, means) in lines.items():
-        for number, words in new.values():
-            means[number] = np.mean([line(name, axis, word) for word in words], axis=0)
-    return Replaced(source, lines)
+    def means(name: str, axis: int) -> dict[int, np.ndarray]:
+        rows = {number: [line(name, axis, word) for word in words] for number, words in new.values()}
+        return {number: np.mean(found, axis=0) for number, found in rows.items()}
+
+    return Replaced(source, {name: (axis, means(name, axis)) for name, axis in ROWS.items()})
 
 
 def _read(tree: Any, source: Source, name: str, unused: tuple[str, ...] = ()) -> Any:

@@ -153,22 +153,22 @@ class Pieces(Source):
         ranges = [range(*part.indices(size)) for part, size in zip(box, shape, strict=True)]
         out = np.empty([len(r) for r in ranges], self.dtypes[name])
         for move in self._moves[name]:
-            part, inside = out, ranges
-            if move.layer is not None:
-                if move.layer not in ranges[0]:
-                    continue
-                part, inside = out[ranges[0].index(move.layer)], ranges[1:]
-            axis = move.turn.rows % len(inside)
-            cut = [slice(r.start, r.stop) for r in inside]
-            cut[axis], entry = slice(None), self._tensors[move.theirs]
-            step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
-            for at in range(inside[axis].start, inside[axis].stop, step):
-                stop = min(at + step, inside[axis].stop)
-                rows = move.turn.ours(self._tensors.read(move.theirs, at, stop))[tuple(cut)]
-                part[(*[slice(None)] * axis, slice(at - inside[axis].start, stop - inside[axis].start))] = (
-                    rows
-                )
+            if move.layer is None:
+                self._fill(out, move, ranges)
+            elif move.layer in ranges[0]:
+                self._fill(out[ranges[0].index(move.layer)], move, ranges[1:])
         return out
+
+    def _fill(self, out: np.ndarray, move: Move, ranges: Sequence[range]) -> None:
+        """Reads the rows of a tensor that are in `ranges`, block by block."""
+        axis, entry = move.turn.rows % len(ranges), self._tensors[move.theirs]
+        rows, cut = ranges[axis], [slice(r.start, r.stop) for r in ranges]
+        cut[axis] = slice(None)
+        step = max(1, BLOCK // max(1, entry.nbytes // max(1, entry.shape[0])))
+        for at in range(rows.start, rows.stop, step):
+            part = move.turn.ours(self._tensors.read(move.theirs, at, min(at + step, rows.stop)))
+            into = np.moveaxis(out, axis, 0)[at - rows.start :][:step]
+            into[...] = np.moveaxis(part[tuple(cut)], axis, 0)
 
 
 class Joined(Source):

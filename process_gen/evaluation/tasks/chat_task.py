@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from process_gen.evaluation.options import needing_client
 from process_gen.evaluation.tasks.base import Doc, Judge, Judgement, Task
-from process_gen.services.options import Connection, ServiceError
+from process_gen.services.options import Connection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +28,8 @@ class ChatOptions(Connection):
     temperature: float = 0.0
     max_tokens: int = 0
     image_tokens: int = 0
-
-    def check(self) -> None:
-        super().check()
-        for option in ("max_tokens", "image_tokens"):
-            if getattr(self, option) < 0:
-                raise ServiceError(f"{self.name}.{option} must be at least 0, got {getattr(self, option)}")
-        if not 0 <= self.temperature < math.inf:
-            raise ServiceError(f"{self.name}.temperature must not be negative, got {self.temperature}")
+    _at_least: ClassVar = {**Connection._at_least, "max_tokens": 0, "image_tokens": 0}
+    _not_negative: ClassVar = (*Connection._not_negative, "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
