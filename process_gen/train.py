@@ -43,7 +43,7 @@ from process_gen.data.buckets import size_of, split_into_buckets
 from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
 from process_gen.data.tokenizers import Tokenizer
-from process_gen.distributed import hosts, lock, offload, sharding, stopping
+from process_gen.distributed import hosts, offload, sharding, stopping, workdirs
 from process_gen.distributed.mesh import MeshConfig, MeshError, make_mesh
 from process_gen.evaluation import pipeline
 from process_gen.evaluation.results import Cell
@@ -86,19 +86,14 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       Stopped: a signal arrived; the state is saved.
     """
     builders.check(config)
-    if "://" in workdir:
-        raise builders.ConfigError(
-            f"--workdir={workdir}: a workdir is a folder of a file system that all hosts see; mount the "
-            "bucket and pass the folder (launch/README.md)"
-        )
-    ledger = Goodput(workdir)
+    started = time.time()
     hosts.initialize()
-    with lock.hold(workdir, "a training") if hosts.is_lead() else contextlib.nullcontext():
-        return _train(config, workdir, ledger)
+    with workdirs.opened(workdir, "a training") as folder:
+        return _train(config, workdir, folder, Goodput(folder, started))
 
 
-def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
-    """Does `train`, with `workdir` locked against other runs."""
+def _train(config: ConfigDict, workdir: str, folder: pathlib.Path, ledger: Goodput) -> TrainState:
+    """Does `train`, with `workdir` locked against other runs; all but checkpoints goes to `folder`."""
     # ------------------------------------------------------- devices and mesh
     mesh = make_mesh(MeshConfig(**config.mesh.to_dict()))
     logging.info("mesh %s over %d %s", dict(mesh.shape), jax.device_count(), jax.devices()[0].device_kind)
@@ -131,7 +126,7 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
 
     # ---------------------------------------------------------------- restore
     metadata = {"config": builders.to_json(config), **vocabulary.describe(config, tokenizer)}
-    store = open_store(c.to_dict(), workdir, metadata, state)
+    store = open_store(c.to_dict(), workdir, metadata, state, folder)
     with contextlib.closing(iterator), store, ledger, stopping.deferred() as stop:
         with ledger.spending("restore"):
             first = store.newest_whole_step() or 0
@@ -157,13 +152,12 @@ def _train(config: ConfigDict, workdir: str, ledger: Goodput) -> TrainState:
             state = program.with_reference(start_from(state, model, origin, tokenizer))
             logging.info("started from the weights of %s", origin)
         ledger.resumed(first)
-        folder = pathlib.Path(workdir)
         if hosts.is_lead():
             vocabulary.keep(tokenizer, folder)
             files.write_json(folder / "config.json", metadata["config"], indent=1)
         run = RunLog(config, model, folder, ledger)
-        evaluation = Evaluation(config, folder, model, tokenizer, mesh, run, stop)
-        profiler = Profiler(workdir, c.profile, c.log_every)
+        evaluation = Evaluation(config, workdir, folder, model, tokenizer, mesh, run, stop)
+        profiler = Profiler(workdir, folder, c.profile, c.log_every)
         guard = nonfinite.NonFiniteGuard(folder, c.max_nonfinite)
         own = OwnStates(config, programs, rows) if c.own.share else None
         hosts.barrier("the first step")
@@ -288,14 +282,16 @@ class Evaluation:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: pathlib.Path,
+        workdir: str,
+        folder: pathlib.Path,
         model: UnifiedModel,
         tokenizer: Tokenizer,
         mesh: Mesh,
         run: RunLog,
         stop: stopping.Stop,
     ):
-        self.config, self.workdir, self.run, self.stop = config, workdir, run, stop
+        self.config, self.run, self.stop = config, run, stop
+        self.workdir, self.folder = load.absolute(workdir), folder
         self.mesh = None if jax.process_count() > 1 else mesh  # of several hosts, the lead samples alone
         self.model, self.tokenizer = model, tokenizer
         self.tasks = evaluate.options_of(config.eval.task_args, config.eval.tasks)  # options by name
@@ -349,12 +345,12 @@ class Evaluation:
         return hosts.broadcast_from_lead(score)
 
     def _pictures(self, step: int, sampler: Sampler) -> float | None:
-        folder = self.workdir / "evaluation" / f"step_{step:07d}"
+        folder = self.folder / "evaluation" / f"step_{step:07d}"
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of this step, whose weights differ
         self._draw_prompts(step, sampler)
         if not self.tasks:
             return None
-        source = load.absolute(self.workdir) / load.FOLDER / str(step)  # which may not be saved
+        source = self.workdir / load.FOLDER / str(step)  # which may not be saved
         checkpoint = self._describe_checkpoint(source, "")
         per_group = self.config.eval.per_group
         _, _, cells = self.judge(sampler, folder, checkpoint, per_group, pictures=0, warm=False)
@@ -384,8 +380,8 @@ class Evaluation:
             self._save_sheet(picture, step, f"prompt_{number}")
 
     def _save_sheet(self, picture: Image.Image, step: int, name: str) -> None:
-        (self.workdir / "sheets").mkdir(exist_ok=True)
-        picture.save(self.workdir / "sheets" / f"{step:07d}_{name}.png")
+        (self.folder / "sheets").mkdir(exist_ok=True)
+        picture.save(self.folder / "sheets" / f"{step:07d}_{name}.png")
 
     def _describe_checkpoint(self, source: Any, digest: str) -> dict[str, str]:
         dtype = self.model.config.dtype
@@ -416,15 +412,15 @@ class Evaluation:
         sampler, done = self.make_sampler(state) if judged else None, 0.0
         with hosts.lead_alone("the evaluation", timeout=7 * 24 * 3600), stopping.until_told():
             if self.run.curves and hosts.is_lead():
-                plots.curves(self.run.curves, self.workdir / "losses.png", title=str(self.workdir))
+                plots.curves(self.run.curves, self.folder / "losses.png", title=str(self.workdir))
             if sampler is not None:
-                last = load.latest_step_dir(load.absolute(self.workdir))
+                last = load.latest_step_dir(self.workdir)
                 checkpoint = self._describe_checkpoint(last, manifest.fingerprint(last))
                 per_group = self.config.eval.final_per_group
-                text, written, _ = self.judge(sampler, self.workdir / "evaluation", checkpoint, per_group)
+                text, written, _ = self.judge(sampler, self.folder / "evaluation", checkpoint, per_group)
                 print("\n" + text + "\n", flush=True)
                 for path in written:
-                    print(f"wrote {path}", flush=True)
+                    print(f"wrote {workdirs.shown(path, self.folder, self.workdir)}", flush=True)
             done = 1.0
         self.run.writer.flush()
         self.run.writer.close()

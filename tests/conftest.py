@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # Read when JAX and TensorFlow start, so set before either is imported; child processes inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -41,6 +42,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
+from tests.fake_gcs import FakeGcs  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 logging.set_verbosity(logging.WARNING)
 
@@ -52,6 +55,15 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     if _COMPILED:  # by the process that made it, which ends last
         shutil.rmtree(_COMPILED, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[FakeGcs]:
+    """What gs:// leads to; one for all tests of a process, because libraries read its address once."""
+    with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture

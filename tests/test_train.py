@@ -115,10 +115,26 @@ def test_configs_that_cannot_work_stop_before_any_work(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_bucket_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ConfigError, match="mount the bucket"):
-        training.train(debug_config(tmp_path), "gs://bucket/run")
+def test_a_workdir_that_is_no_folder_is_refused_before_any_work(tmp_path):
+    with pytest.raises(OSError, match="s3://bucket/run: a workdir is a folder .* or gs://"):
+        training.train(debug_config(tmp_path), "s3://bucket/run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_a_bucket_ends_like_one_in_a_folder_and_is_resumed_anywhere(finished, gcs):
+    folder, straight = finished
+    train(debug_config(folder), "gs://bucket/run")
+    (epath.Path("gs://bucket/run/checkpoints/4")).rmtree()
+    resumed = train(debug_config(folder), "gs://bucket/run")
+    for (name, a), (_, b) in zip(leaves(straight), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert gcs.read("run/losses.jsonl") == (folder / "run" / "losses.jsonl").read_bytes()
+    assert json.loads(gcs.read("run/goodput.json"))["starts"] == 2
+    tops = {name.split("/")[1] for name in gcs.names() if name.startswith("run/")}
+    assert {"config.json", "first_batch.png", "losses.png", "checkpoints"} <= tops
+    assert len([name for name in tops if name.startswith("events.out.tfevents")]) == 2
+    assert not {".lock.json", "evaluation"} & tops
+    assert load.open_saved("gs://bucket/run").metadata["step"] == 4
 
 
 TABLE = LossTable(

@@ -14,6 +14,8 @@ from etils import epath
 from process_gen.checkpoints import arrays, export, manifest
 from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointNotFound
 from process_gen.checkpoints.published import sources
+from process_gen.common import buckets
+from process_gen.common.buckets import is_bucket
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
@@ -71,8 +73,13 @@ def open_saved(path: epath.PathLike) -> Saved:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """A path as Orbax takes it: absolute, `~` resolved; addresses of object stores as they are."""
+    """A path as Orbax takes it: absolute, `~` resolved; addresses of buckets as they are.
+
+    Raises OSError without the library that opens them.
+    """
     text = os.fspath(path)
+    if is_bucket(text):
+        buckets.connect()
     return epath.Path(text if "://" in text else Path(text).expanduser().absolute())
 
 
@@ -102,11 +109,13 @@ def latest_step_dir(workdir: epath.Path) -> epath.Path:
 
 def unfinished(root: epath.Path) -> list[epath.Path]:
     """Folders of saves that were never committed."""
+    if not root.is_dir():  # an empty folder does not exist in a bucket
+        return []
     return sorted(p for p in root.iterdir() if "orbax-checkpoint-tmp" in p.name or _lacks_marker(p))
 
 
 def _lacks_marker(path: epath.Path) -> bool:
-    marked = manifest.commits_by_marker(path) and path.name.isdigit()
+    marked = is_bucket(path) and path.name.isdigit()
     return marked and not (path / "commit_success.txt").exists()
 
 

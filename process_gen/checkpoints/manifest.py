@@ -22,6 +22,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
+from process_gen.common.buckets import is_bucket
 from process_gen.common.files import read_json
 from process_gen.distributed.agreement import first_message
 
@@ -60,7 +61,8 @@ class BarrierWithHashes:
         """Waits for all hosts. Orbax's `key` names what they wait for and, after a dot, the step."""
         what, _, step = key.rpartition(".")
         if "write_complete" in what:
-            step_dir, host = self._root / f"{step}{_UNFINISHED}", jax.process_index()
+            suffix = "" if is_bucket(self._root) else _UNFINISHED
+            step_dir, host = self._root / f"{step}{suffix}", jax.process_index()
             try:
                 mine = {}  # files that this host has written; these change no more
                 for folder in step_dir.glob("*/" + _WRITTEN_BY.format(host)):
@@ -171,8 +173,8 @@ def _digest(path: epath.Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-class TemporaryPath(ocp_path.atomicity.AtomicRenameTemporaryPath):
-    """Orbax's unfinished folder of a step; the manifest is the last file written before it is committed."""
+class _LastManifest:
+    """Writes the manifest of a step as the last file before the step is committed."""
 
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():  # a step; its items are committed the same way
@@ -180,6 +182,14 @@ class TemporaryPath(ocp_path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
-def commits_by_marker(root: epath.Path) -> bool:
-    """True for object stores, where a folder that has its final name may still be unfinished."""
-    return str(root).startswith("gs://")
+class _Renamed(_LastManifest, ocp_path.atomicity.AtomicRenameTemporaryPath):
+    """Orbax's unfinished folder of a step on a file system."""
+
+
+class _Marked(_LastManifest, ocp_path.atomicity.CommitFileTemporaryPath):
+    """Orbax's unfinished folder of a step in a bucket, where it has its final name from the start."""
+
+
+def temporary_path(root: epath.Path) -> type[ocp_path.atomicity.TemporaryPath]:
+    """How Orbax is to write a step in this folder of checkpoints."""
+    return _Marked if is_bucket(root) else _Renamed

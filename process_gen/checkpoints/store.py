@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from process_gen.checkpoints.errors import (
     NoRoom,
 )
 from process_gen.common import files
+from process_gen.common.buckets import is_bucket
 from process_gen.distributed.agreement import allgather_text, first_message
 
 ITERATOR = "iterator"
@@ -111,7 +113,7 @@ class CheckpointStore(ClosesOnExit):
         self._manager = self._make_manager(
             preservation_policy=managers.AnyPreservationPolicy(stay),
             lightweight_initialize=True,
-            temporary_path_class=manifest.TemporaryPath,
+            temporary_path_class=manifest.temporary_path(self.root),
         )
 
     def _make_manager(self, **options: Any) -> ocp.CheckpointManager:
@@ -175,8 +177,8 @@ class CheckpointStore(ClosesOnExit):
         folder.mkdir(parents=True, exist_ok=True)
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
         place = next(folder / name for name in names if not (folder / name).exists())
-        (self.root / str(step)).rename(place)
         (folder / f"{place.name}.txt").write_text(wrong + "\n")
+        (self.root / str(step)).rename(place)
         logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
@@ -235,30 +237,30 @@ class CheckpointStore(ClosesOnExit):
         """Logs the disk space that the steps of a run take; a warning where there is less."""
         if not self._manages_folder:
             return
-        one, free, there = (
-            self._size(state),
-            shutil.disk_usage(self.root).free,
-            min(len(self.steps()), self._keep),
-        )
+        one, free, there = self._size(state), self._free(), min(len(self.steps()), self._keep)
         logging.log(
             logging.WARNING if free < (self._keep + 1 - there) * one else logging.INFO,
             "a checkpoint takes %.3g GB, %.3g GB with those that stay (train.keep=%d) and the one that is "
-            "written; %s has %.3g GB left. Each of %d hosts holds its share in memory while it writes",
+            "written; %s has %s. Each of %d hosts holds its share in memory while it writes",
             one / 1e9,
             (self._keep + 1) * one / 1e9,
             self._keep,
             self.root,
-            free / 1e9,
+            "no limit" if free == math.inf else f"{free / 1e9:.3g} GB left",
             jax.process_count(),
         )
 
     def _size(self, state: Any) -> int:
         return sum(self._bytes(x) for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
 
+    def _free(self) -> float:
+        """Bytes that the folder has left; infinity for a bucket."""
+        return math.inf if is_bucket(self.root) else shutil.disk_usage(self.root).free
+
     def _missing_room(self, step: int, state: Any) -> str:
         if not self._manages_folder:
             return ""
-        needed, free = _SPARE * self._size(state), shutil.disk_usage(self.root).free
+        needed, free = _SPARE * self._size(state), self._free()
         if free >= needed:
             return ""
         return (

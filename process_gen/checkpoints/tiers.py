@@ -20,6 +20,7 @@ from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, N
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
+from process_gen.common.buckets import is_bucket
 from process_gen.distributed import lock
 from process_gen.distributed.agreement import allgather_text, first_message
 
@@ -97,8 +98,16 @@ class TieredStore(ClosesOnExit):
                 both.callback(store.close)
 
 
-def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any], state: Any) -> TieredStore:
+def open_store(
+    config: Mapping[str, Any],
+    workdir: str,
+    metadata: dict[str, Any],
+    state: Any,
+    folder: pathlib.Path | None = None,
+) -> TieredStore:
     """Opens the stores that `config` (`config.train`) asks for, for states like this one, real or abstract.
+
+    `folder` has the other files of the run, those of the workdir by default.
 
     Raises CheckpointError where a folder cannot be written to, or as `LocalStore` does.
     """
@@ -107,19 +116,22 @@ def open_store(config: Mapping[str, Any], workdir: str, metadata: dict[str, Any]
     shared.announce(state)
     if not (every := config["local_every"]):
         return TieredStore(shared)
-    folder = local_folder(config["local_dir"], workdir)
-    return TieredStore(shared, LocalStore(folder, metadata, like=state, save_every=every))
+    near = local_folder(config["local_dir"], workdir, folder)
+    return TieredStore(shared, LocalStore(near, metadata, like=state, save_every=every))
 
 
-def local_folder(disk: str, workdir: str) -> str:
+def local_folder(disk: str, workdir: str, folder: pathlib.Path | None = None) -> str:
     """Collective: makes the folder of this process on a local disk, for the run of a shared workdir.
+
+    `folder` has the files of the run, those of the workdir by default.
 
     Raises CheckpointError where the disk or the workdir cannot be written to.
     """
     name, wrong = "", ""
     try:
         if jax.process_index() == 0:
-            name = _name_of(pathlib.Path(workdir).expanduser().resolve())
+            place = pathlib.Path(folder or workdir).expanduser().resolve()
+            name = _name_of(place, workdir if is_bucket(workdir) else str(place))
     except OSError as error:
         wrong = f"the workdir {workdir} cannot be written to ({error})"
     if wrong := first_message(wrong):
@@ -155,14 +167,14 @@ def _remove_others(folder: pathlib.Path) -> None:
     (folder / _MACHINE).write_text(machine)
 
 
-def _name_of(workdir: pathlib.Path) -> str:
-    """The name that a workdir has on local disks; made on its first start."""
-    file = workdir / NAME
+def _name_of(folder: pathlib.Path, workdir: str) -> str:
+    """The name that a workdir, whose files are in `folder`, has on local disks; made on its first start."""
+    file = folder / NAME
     if file.exists():
         name, *place = file.read_text().splitlines() or [""]
-        if name and place == [str(workdir)]:
+        if name and place == [workdir]:
             return name
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     name = uuid.uuid4().hex
     with files.whole(file) as unfinished:
         unfinished.write_text(f"{name}\n{workdir}\n")

@@ -59,6 +59,30 @@ class Owner:
         pid = os.getpid()
         return cls(socket.gethostname(), boot(), pid, _started(pid), uuid.uuid4().hex, what, _pid_namespace())
 
+    @classmethod
+    def from_text(cls, text: bytes) -> Owner | None:
+        """The owner that a lock file names; None where it cannot be read."""
+        try:
+            found = files.from_json(text)
+            known = [field.name for field in dataclasses.fields(cls)]  # later versions may write more
+            return cls(**{name: found[name] for name in known if name in found})
+        except (ValueError, TypeError):
+            return None
+
+    def to_text(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @property
+    def name(self) -> str:
+        return f"process {self.pid} of {self.host}"
+
+    def occupied(self, folder: object, file: object) -> Occupied:
+        """The error of another process that wants to work in the folder."""
+        return Occupied(
+            f"{self.what} is going on in {str(folder)!r}, by {self.name}: wait for its end, or choose "
+            f"another folder (if there is no such process, delete {file})"
+        )
+
     def is_dead_here(self) -> bool | None:
         """Whether it has ended; None where that cannot be known, because its host may be another one."""
         here = socket.gethostname(), boot(), _pid_namespace()
@@ -94,18 +118,14 @@ def hold(
                 path.unlink(missing_ok=True)
                 unread = 0
             continue
-        name = f"process {other.pid} of {other.host}"
-        if _is_dead(path, other, check):
-            logging.warning("%s: taken over from %s, which has ended", path, name)
+        if is_dead(other, path, lambda: _touched(path), check):
+            logging.warning("%s: taken over from %s, which has ended", path, other.name)
             _remove(path, other)
         elif not wait:
-            raise Occupied(
-                f"{other.what} is going on in {str(path.parent)!r}, by {name}: wait for its end, or choose "
-                f"another folder (if there is no such process, delete {path})"
-            )
+            raise other.occupied(path.parent, path)
         else:
             if not said:
-                logging.info("waiting for %s in %s", name, path.parent)
+                logging.info("waiting for %s in %s", other.name, path.parent)
                 said = True
             check()
             time.sleep(1.0)
@@ -124,7 +144,7 @@ def _created(path: pathlib.Path, owner: Owner) -> bool:
     """Makes the lock file, with its content at once; False if there is one already."""
     draft = path.with_name(f"{path.name}.{owner.token}")
     try:
-        draft.write_text(json.dumps(dataclasses.asdict(owner)))
+        draft.write_bytes(owner.to_text())
         return _link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -146,23 +166,24 @@ def _link(file: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _read(path: pathlib.Path) -> Owner | None:
-    try:
-        fields = files.read_json(path)
-        known = [field.name for field in dataclasses.fields(Owner)]  # later versions may write more
-        return Owner(**{name: fields[name] for name in known if name in fields})
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    with contextlib.suppress(FileNotFoundError):
+        return Owner.from_text(path.read_bytes())
+    return None
 
 
-def _is_dead(path: pathlib.Path, other: Owner, check: Callable[[], None]) -> bool:
-    if (dead := other.is_dead_here()) is not None:
+def is_dead(owner: Owner, place: object, touched: Callable[[], object], check: Callable[[], None]) -> bool:
+    """Whether the owner of a lock has ended; `touched` says when it last wrote to the lock, in any form.
+
+    Waits for a sign from an owner on another host; `check` is called meanwhile, and may raise to end that.
+    """
+    if (dead := owner.is_dead_here()) is not None:
         return dead
-    logging.warning("%s: is process %d of %s alive? waiting for a sign", path, other.pid, other.host)
-    first, end = _touched(path), time.monotonic() + SILENT_SECONDS
+    logging.warning("%s: is %s alive? waiting for a sign", place, owner.name)
+    first, end = touched(), time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:
         check()
         time.sleep(min(1.0, SILENT_SECONDS / 10))
-        if _touched(path) != first:
+        if touched() != first:
             return False
     return True
 

@@ -7,15 +7,19 @@ sampled and resumed without the original folder.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from absl import logging
+from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch
+from process_gen.common import buckets
 from process_gen.data.qwen2 import VOCABULARY, WHOLE, Qwen2Tokenizer
 from process_gen.data.tokenizers import SCENES, Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.experiment.builders import as_config_error
@@ -108,7 +112,7 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str, folder: str | None = 
     """
     name = metadata.get(NAME, SCENES)
     if folder is None and name != SCENES:
-        copies = [parent / FOLDER for parent in list(pathlib.Path(source).parents)[:2]]
+        copies = [parent / FOLDER for parent in list(epath.Path(source).parents)[:2]]
         folder = str(next((copy for copy in copies if copy.is_dir()), name))
     try:
         tokenizer = _open(folder or name)
@@ -119,4 +123,11 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str, folder: str | None = 
 
 
 def _open(name: str) -> Tokenizer:
-    return scenes_tokenizer() if name == SCENES else Qwen2Tokenizer(name)
+    if name == SCENES:
+        return scenes_tokenizer()
+    if buckets.is_bucket(name):
+        copy = tempfile.TemporaryDirectory(prefix="process_gen_")
+        atexit.register(copy.cleanup)  # not earlier: `keep` may copy it
+        buckets.fetch(epath.Path(name), pathlib.Path(copy.name))
+        name = copy.name
+    return Qwen2Tokenizer(name)

@@ -37,11 +37,16 @@ EVERY = 30.0
 
 
 class Goodput(contextlib.AbstractContextManager):
-    """Accounts for a run's wall time, starts before this one included; the lead host writes it."""
+    """Accounts for a run's wall time, starts before this one included; the lead host writes it.
 
-    def __init__(self, workdir: str, clock: Callable[[], float] = time.time):
+    `since` is when this start began, by `clock`.
+    """
+
+    def __init__(
+        self, workdir: epath.PathLike, since: float | None = None, clock: Callable[[], float] = time.time
+    ):
         self._path, self._clock = epath.Path(workdir) / FILE, clock
-        self.category, self._since = "init", clock()
+        self.category, self._since = "init", clock() if since is None else since
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.starts, self.step, self._at_save = 1, 0, {}
         if before := self._read():

@@ -9,6 +9,8 @@ there is no TPU, JAX's profiler crashes unless JAX_PLATFORMS=cpu is set.
 
 from __future__ import annotations
 
+import pathlib
+
 import jax
 from absl import logging
 from etils import epath
@@ -25,12 +27,15 @@ class Profiler:
     """Starts and stops the traces of one run.
 
     Args:
+      workdir: where requests are looked for.
+      folder: where traces are written.
       early: whether steps `EARLY` to `EARLY + STEPS - 1` are traced.
-      look_every: steps between looks for a request (slow in an object store).
+      look_every: steps between looks for a request (slow in a bucket).
     """
 
-    def __init__(self, workdir: str, early: bool, look_every: int):
-        self._workdir, self._early, self._look_every = epath.Path(workdir), early, look_every
+    def __init__(self, workdir: str, folder: pathlib.Path, early: bool, look_every: int):
+        self._request, self._traces = epath.Path(workdir) / REQUEST, folder / "profile"
+        self._early, self._look_every = early, look_every
         self._last: int | None = None
 
     @property
@@ -44,7 +49,7 @@ class Profiler:
             if step > self._last + 1:
                 self.stop()
         elif hosts.is_lead() and (self._early and step == EARLY or self._requested(step)):
-            jax.profiler.start_trace(str(self._workdir / "profile"))
+            jax.profiler.start_trace(str(self._traces))
             self._last = step + STEPS - 1
 
     def stop(self) -> None:
@@ -52,12 +57,11 @@ class Profiler:
         if self.tracing:
             self._last = None
             jax.profiler.stop_trace()
-            logging.info("profile written to %s", self._workdir / "profile")
+            logging.info("profile written to %s", self._traces)
 
     def _requested(self, step: int) -> bool:
         """Whether there is a request at a step that looks for one; removes it."""
-        request = self._workdir / REQUEST
-        if step % self._look_every or not request.exists():
+        if step % self._look_every or not self._request.exists():
             return False
-        request.unlink(missing_ok=True)
+        self._request.unlink(missing_ok=True)
         return True

@@ -24,7 +24,7 @@ def clock():
 
 
 def start(folder, clock) -> Goodput:
-    return Goodput(str(folder), clock)
+    return Goodput(folder, clock=clock)
 
 
 def spent(ledger: Goodput) -> dict[str, float]:

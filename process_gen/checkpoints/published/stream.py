@@ -24,6 +24,7 @@ from process_gen.checkpoints.published.rules import Shape
 from process_gen.checkpoints.published.sources import BLOCK, Box, Source, kvstore
 from process_gen.checkpoints.published.tensors import Progress
 from process_gen.checkpoints.store import versions
+from process_gen.common.buckets import is_bucket
 
 STEP = 0
 _WHOLE = 8 << 20
@@ -47,7 +48,7 @@ def write_step(
     root = load.absolute(workdir) / load.FOLDER
     if found := load.steps(root):
         raise CheckpointError(f"{root} already holds step {found[-1]}: choose another --target")
-    marked = manifest.commits_by_marker(root)
+    marked = is_bucket(root)
     place = root / (str(STEP) if marked else f"{STEP}.orbax-checkpoint-tmp-convert")
     try:
         if place.exists():
