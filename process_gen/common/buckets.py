@@ -9,14 +9,26 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 from etils import epath
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the address of a bucket, or of something in one."""
     return os.fspath(path).startswith("gs://")
+
+
+def check_on_disk(folder: str | os.PathLike[str]) -> None:
+    """Raises OSError for an address (also one that pathlib has made a path) where a folder is needed."""
+    if _ADDRESS.match(text := os.fspath(folder)):
+        raise OSError(
+            f"{text!r} is an address, and this has to be a folder of a file system: only the workdir of a "
+            "training, data and published weights may be in a bucket"
+        )
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from process_gen.common import files
+from process_gen.common.buckets import check_on_disk
 
 NAME = ".lock.json"
 TOUCH_SECONDS = 10.0
@@ -104,8 +105,9 @@ def hold(
 
     Raises:
       Occupied: another process is there, and `wait` (for its end) is False.
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written, or is the address of a bucket.
     """
+    check_on_disk(folder)
     path, owner = pathlib.Path(folder) / NAME, Owner.me(what)
     path.parent.mkdir(parents=True, exist_ok=True)
     said, unread = False, 0

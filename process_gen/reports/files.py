@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 
+from process_gen.common.buckets import check_on_disk
 from process_gen.common.files import whole
 
 
@@ -20,6 +21,7 @@ def check_writable(outdir: str | os.PathLike[str]) -> pathlib.Path:
     """
     folder = pathlib.Path(outdir)
     try:
+        check_on_disk(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
             pass

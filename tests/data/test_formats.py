@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -386,24 +387,23 @@ def test_what_fails_half_way_leaves_no_set(trajectories, tmp_path):
     assert not list(tmp_path.glob("*records*"))
 
 
-def test_a_set_behind_a_url_is_written_and_read(trajectories):
-    fsspec = pytest.importorskip("fsspec")
+@pytest.mark.parametrize("root", ["memory://bucket", "gs://bucket/sets"])
+def test_a_set_behind_a_url_is_written_and_read(trajectories, root, gcs):
     for form in WRITERS:
-        url = f"memory://bucket/{form}"
+        url = f"{root}/{form}"
         assert written(form, url, trajectories[:5]) == 5
         assert detect(url) == form
         for _ in range(2):  # the second time with what was kept
             source = open_stored(url, SIZE)
             assert_same_trajectory(source[3], trajectories[3])
         assert source.shapes() == [SIZE] * 5 == source.shapes()
-    assert len(open_stored("memory://bucket/**/parquet/*.parquet", SIZE)) == 5
+    assert len(open_stored(f"{root}/**/parquet/*.parquet", SIZE)) == 5
     with pytest.raises(ValueError, match=r"nope://x cannot be opened .*process_gen\[remote\]"):
         open_stored("nope://x", SIZE)
-    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    fsspec.core.url_to_fs(root)[0].rm(root, recursive=True)
 
 
 def test_a_set_at_the_root_of_a_zip_file_is_read(tmp_path, trajectories):
-    pytest.importorskip("fsspec")
     written("folder", tmp_path / "set", trajectories[:2])
     url = f"zip://::{shutil.make_archive(str(tmp_path / 'packed'), 'zip', tmp_path / 'set')}"
     assert_same_trajectory(open_stored(url, SIZE)[1], trajectories[1])

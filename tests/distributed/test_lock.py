@@ -56,6 +56,15 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_is_not_in_the_way(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_address_is_no_folder_to_lock(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("gs://bucket/run", pathlib.Path("s3://bucket/run")):
+        with pytest.raises(OSError, match="is an address, and this has to be a folder"):
+            with lock.hold(folder, "sampling"):
+                pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_is_given_up_after_an_error_and_made_with_its_folder(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.hold(tmp_path / "a" / "b", "a training"):
         raise ZeroDivisionError

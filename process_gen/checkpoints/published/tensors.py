@@ -247,7 +247,7 @@ def write(
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if there := sorted(p.name for p in folder.iterdir() if p.name.startswith(stem) and SUFFIX in p.name):
+    if there := sorted(p.name for p in folder.glob(f"{stem}*") if SUFFIX in p.name):
         raise CheckpointError(f"{folder} already holds {there[0]}: choose another folder, or move it away")
     shards: list[list[Item]] = [[]]
     for item in items:
