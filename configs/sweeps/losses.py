@@ -1,6 +1,7 @@
 r"""Which losses help on scenes: one loss added or changed, against the losses of `scenes.py:quick`.
 
-Half its steps, three seeds each: 21 trainings, an hour and a half on two cores, one for each process.
+Three seeds each. `tuned` continues the shipped weights for 150 steps on 100 trajectories; `tuned_kl` does so
+with `text_kl`. 27 trainings, three hours and a half on two cores, one for each process.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # the seeds of an arm share their programs
     for core in 0 1; do taskset -c $core python -m process_gen.sweep --jobs=claim \
@@ -11,6 +12,7 @@ Half its steps, three seeds each: 21 trainings, an hour and a half on two cores,
 The results are in process_gen/losses/README.md.
 """
 
+from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.experiment import cli
 
 COMMAND = ("process_gen.train",)
@@ -27,7 +29,6 @@ def get_config(variant):
         raise ValueError(f"configs/sweeps/losses.py has no variant {variant!r}; it has {', '.join(ARMS)}")
     config = cli.load_config("configs/scenes.py:quick")
     with config.unlocked():
-        config.train.steps = 300
         ARMS[variant](config)
     return config.lock()
 
@@ -57,9 +58,22 @@ def _balance(config):
 
 
 def _own(config):
-    # So short a run sees each trajectory once, so only batches with drawn images, every second one, have a
+    # So short a run sees each trajectory once or twice, so only batches with drawn images, every second one, have a
     # share of 0.5: a quarter of all images are the model's own.
     config.train.own.update(dict(share=0.5, every=2))
+
+
+def _tuned(config):
+    config.train.update(dict(init=shipped_weights(), steps=150))
+    config.data.examples = 100
+
+
+def _tuned_kl(config):
+    _tuned(config)
+    for stage in ("plan", "inspect", "refine"):
+        config.losses[f"{stage}_kl"] = dict(
+            loss="text_kl", stage=stage, weight=config.losses[f"{stage}_text"].weight
+        )
 
 
 ARMS = {
@@ -70,6 +84,8 @@ ARMS = {
     "clean": _clean,
     "balance": _balance,
     "own": _own,
+    "tuned": _tuned,
+    "tuned_kl": _tuned_kl,
 }
 
 
