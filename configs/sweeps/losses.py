@@ -58,8 +58,8 @@ def _balance(config):
 
 
 def _own(config):
-    # So short a run sees each trajectory once or twice, so only batches with drawn images, every second one, have a
-    # share of 0.5: a quarter of all images are the model's own.
+    # So short a run sees each trajectory once or twice. So only batches with drawn images, every second one,
+    # have a share of 0.5: a quarter of all images are the model's own.
     config.train.own.update(dict(share=0.5, every=2))
 
 
