@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
 import pathlib
 import random
 import re
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 from etils import epath
@@ -22,7 +24,9 @@ from etils import epath
 from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointCorrupt
 from process_gen.checkpoints.store import CheckpointStore
+from process_gen.distributed import lock
 from process_gen.distributed.stopping import EXIT_CODE
+from tests.fake_gcs import FakeGcs
 from tests.faults.trainer import EVERY, STEPS, Bench, Failed, Trainer, check_same, contents, ended
 
 Counts = dict[str, int]
@@ -84,6 +88,30 @@ def _wait_for_save(bench: Bench, run: str, trainer: Trainer, which: int) -> None
     for _ in range(which):
         trainer.wait_until(lambda: not bench.unfinished(run))
         trainer.wait_until(lambda: bench.unfinished(run))
+
+
+def bucket(bench: Bench, times: int) -> Counts:
+    """kill -9 of a run in a bucket, once after a save and once in the middle of one; the end is the same."""
+    straight = contents(bench.folder / reference(bench), STEPS)
+    counts = {"kills": 0, "left unfinished": 0, "runs to the end": 0}
+    with FakeGcs() as gcs, mock.patch.dict(os.environ, gcs.environment):
+        for number in range(times):
+            run, workdir = f"bucket_{number}", f"gs://bucket/run_{number}"
+            root = load.absolute(workdir) / load.FOLDER
+            for there in (lambda root=root: load.steps(root), lambda root=root: load.unfinished(root)):
+                trainer, before = bench.start(run, workdir=workdir), load.steps(root)
+                with ended([trainer]):
+                    _expect(trainer.wait_until(there, pause=0.02), f"{run}: {trainer.text()[-2000:]}")
+                counts["kills"] += 1
+                counts["left unfinished"] += bool(load.unfinished(root))
+                _expect(set(before) <= set(load.steps(root)), f"{run}: a committed step is gone: {before}")
+            bench.finish(run, workdir=workdir)
+            here = contents(workdir, STEPS)
+            odd = [name for name in straight if not np.array_equal(straight[name], here[name])]
+            _expect(not odd and not load.unfinished(root), f"{run}: other arrays: {odd[:4]}")
+            _expect(f"run_{number}/{lock.NAME}" not in gcs.names(), f"{run}: is still locked")
+            counts["runs to the end"] += 1
+    return counts
 
 
 def stop(bench: Bench, times: int, hosts: int = 1) -> Counts:
@@ -386,6 +414,7 @@ def other_mesh(bench: Bench, times: int) -> Counts:
 
 CASES: dict[str, Callable[[Bench, int], Counts]] = {
     "kill": kill,
+    "bucket": bucket,
     "stop": stop,
     "stop_hosts": stop_hosts,
     "lose_host": lose_host,

@@ -28,7 +28,8 @@ def test_a_run_that_is_killed_twice_ends_like_one_that_was_left_alone(tmp_path):
     assert "kills: 2, during a save: 1" in text and "fell back" in text
 
 
-@pytest.mark.long  # about ten more
-def test_signals_and_other_configs_too(tmp_path):
-    text = faults(tmp_path, "--cases=stop,damage,changed_config", "--times=1")
+@pytest.mark.long  # about fifteen more
+def test_signals_buckets_and_other_configs_too(tmp_path):
+    text = faults(tmp_path, "--cases=stop,bucket,damage,changed_config", "--times=1")
+    assert "kills: 2, left unfinished: 1, runs to the end: 1" in text
     assert "signals: 1" in text and "runs to the end: 1" in text and "refused by name: 5" in text

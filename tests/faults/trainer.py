@@ -101,7 +101,7 @@ class Bench:
         devices: int = 1,
         env: dict[str, str] | None = None,
         largest_file: int | None = None,
-        workdir: pathlib.Path | None = None,
+        workdir: epath.PathLike | None = None,
         **overrides: object,
     ) -> Trainer:
         """Starts one process of a run.
@@ -188,7 +188,7 @@ def ended(trainers: list[Trainer]) -> Iterator[None]:
             trainer.process.wait()
 
 
-def contents(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+def contents(workdir: epath.PathLike, step: int) -> dict[str, np.ndarray]:
     """Every array of a step (parameters, average, optimizer, keys), and the state of the data iterator."""
     step_dir = epath.Path(workdir) / load.FOLDER / str(step)
     manifest.verify(step_dir)
