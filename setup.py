@@ -44,7 +44,7 @@ INSTALL = [
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbformat>=5.10"]
 BAGEL = ["tokenizers>=0.21"]
-BUCKETS = ["gcsfs>=2025.3"]  # runs and data behind gs://; tried with 2026.10.1 and a server of the tests
+BUCKETS = ["gcsfs>=2026.10"]  # runs and data behind gs://; tried with 2026.10.1 and a server of the tests
 REMOTE = [*BUCKETS, "fsspec>=2025.3", "s3fs>=2025.3"]  # data behind s3://, too; tried with memory://
 CHAT_JUDGES = ["openai>=3.57,<4"]  # tried with 3.57.0
 VISION_JUDGES = [

@@ -38,7 +38,7 @@ from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
-from process_gen.common import files
+from process_gen.common import buckets, files
 from process_gen.data.buckets import size_of, split_into_buckets
 from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
@@ -89,7 +89,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     started = time.time()
     hosts.initialize()
     with workdirs.opened(workdir, "a training") as folder:
-        return _train(config, workdir, folder, Goodput(folder, started))
+        return _train(config, buckets.normal(workdir), folder, Goodput(folder, started))
 
 
 def _train(config: ConfigDict, workdir: str, folder: pathlib.Path, ledger: Goodput) -> TrainState:
@@ -412,7 +412,8 @@ class Evaluation:
         sampler, done = self.make_sampler(state) if judged else None, 0.0
         with hosts.lead_alone("the evaluation", timeout=7 * 24 * 3600), stopping.until_told():
             if self.run.curves and hosts.is_lead():
-                plots.curves(self.run.curves, self.folder / "losses.png", title=str(self.workdir))
+                title = workdirs.shown(self.folder, self.folder, self.workdir)
+                plots.curves(self.run.curves, self.folder / "losses.png", title=title)
             if sampler is not None:
                 last = load.latest_step_dir(self.workdir)
                 checkpoint = self._describe_checkpoint(last, manifest.fingerprint(last))

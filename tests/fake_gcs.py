@@ -33,11 +33,13 @@ class FakeGcs:
       objects: (bucket, name) -> (generation, content).
       environment: what makes gcsfs and TensorStore ask this server.
       refused: (method, regular expression of a path) of requests that get a 403.
+      refused_content: uploads that end in it are refused, too.
     """
 
     def __init__(self):
         self.objects: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.refused: list[tuple[str, str]] = []
+        self.refused_content: bytes | None = None
         self._uploads: list[tuple[str, str, Mapping[str, str], bytearray]] = []
         self._lock, self._written = threading.RLock(), 0
         handler = type("Handler", (_Handler,), {"gcs": self})
@@ -48,7 +50,6 @@ class FakeGcs:
         self.environment = {
             "STORAGE_EMULATOR_HOST": self._url,
             "TENSORSTORE_GCS_HTTP_URL": self._url,
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google for the kind of bucket
         }
 
     def __enter__(self) -> FakeGcs:
@@ -151,6 +152,8 @@ class FakeGcs:
         return {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
 
     def _upload(self, bucket: str, query: Mapping[str, str], headers: Any, body: bytes) -> Answer:
+        if self.refused_content is not None and body.endswith(self.refused_content):
+            return _error(403)
         if "upload_id" in query:  # a part of a resumable one
             *place, given, content = self._uploads[int(query["upload_id"])]
             content += body

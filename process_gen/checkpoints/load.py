@@ -19,6 +19,8 @@ from process_gen.common.buckets import is_bucket
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
+MARKER = "commit_success.txt"
+"""Written by Orbax as the last file of a step in a bucket, where folders cannot be renamed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +87,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def steps(root: epath.Path) -> list[int]:
     """The committed steps in a folder of checkpoints, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted(int(p.name) for p in root.iterdir() if is_step(p))
+    return sorted(int(p.name) for p in buckets.entries(root) if is_step(p))
 
 
 def latest_step_dir(workdir: epath.Path) -> epath.Path:
@@ -109,19 +109,21 @@ def latest_step_dir(workdir: epath.Path) -> epath.Path:
 
 def unfinished(root: epath.Path) -> list[epath.Path]:
     """Folders of saves that were never committed."""
-    if not root.is_dir():  # an empty folder does not exist in a bucket
-        return []
-    return sorted(p for p in root.iterdir() if "orbax-checkpoint-tmp" in p.name or _lacks_marker(p))
+    return [p for p in buckets.entries(root) if "orbax-checkpoint-tmp" in p.name or _lacks_marker(p)]
 
 
 def _lacks_marker(path: epath.Path) -> bool:
     marked = is_bucket(path) and path.name.isdigit()
-    return marked and not (path / "commit_success.txt").exists()
+    return marked and not (path / MARKER).exists()
 
 
 def is_step(path: epath.Path) -> bool:
     """Whether a folder is a committed step, which may be damaged."""
-    if not path.name.isdigit() or not path.is_dir() or _lacks_marker(path):
+    if not path.name.isdigit():
+        return False
+    if is_bucket(path):
+        return (path / MARKER).exists()
+    if not path.is_dir():
         return False
     # Any of these makes it one of ours, so that a step that lost one of them is corrupt and not invisible.
     return any((path / name).exists() for name in (manifest.NAME, "_CHECKPOINT_METADATA", METADATA))

@@ -22,7 +22,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
-from process_gen.common.buckets import is_bucket
+from process_gen.common.buckets import entries, is_bucket
 from process_gen.common.files import read_json
 from process_gen.distributed.agreement import first_message
 
@@ -69,7 +69,7 @@ class BarrierWithHashes:
                     item = folder.parent.name.removesuffix(_UNFINISHED)
                     mine |= dict(_files(folder, f"{item}/{folder.name}/"))
                 (step_dir / _SHARE.format(host)).write_text(json.dumps(_entries(mine)))
-            except OSError as error:
+            except Exception as error:  # of a file system or of gcsfs; the others wait for this host
                 logging.warning("left to the first host to hash: %s", error)
         self._wait(key=key, timeout_ms=timeout_ms)
 
@@ -146,7 +146,7 @@ def _read(step_dir: epath.Path) -> dict[str, dict]:
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         if path.is_dir():
             yield from _files(path, f"{prefix}{path.name}/")
         elif path.name not in _COMMIT_FILES and (prefix or not path.match("manifest.*.json")):

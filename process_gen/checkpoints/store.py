@@ -36,7 +36,7 @@ from process_gen.checkpoints.errors import (
     CheckpointNotSaved,
     NoRoom,
 )
-from process_gen.common import files
+from process_gen.common import buckets, files
 from process_gen.common.buckets import is_bucket
 from process_gen.distributed.agreement import allgather_text, first_message
 
@@ -178,7 +178,10 @@ class CheckpointStore(ClosesOnExit):
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
         place = next(folder / name for name in names if not (folder / name).exists())
         (folder / f"{place.name}.txt").write_text(wrong + "\n")
-        (self.root / str(step)).rename(place)
+        if is_bucket(place):
+            buckets.move(self.root / str(step), place)
+        else:
+            (self.root / str(step)).rename(place)
         logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:
@@ -347,10 +350,14 @@ class CheckpointStore(ClosesOnExit):
         try:
             yield
         except Exception as error:
-            self._manager.reload()  # forget the step that is not there
-            with contextlib.suppress(OSError):
+            kept = "what is there cannot be listed"
+            with contextlib.suppress(Exception):  # of a bucket, which may not answer now either
+                self._manager.reload()  # forget the step that is not there
+                kept = self._kept()
                 self._remove_unfinished()  # a full disk gets its space back
-            found = CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {self._kept()}")
+            if is_bucket(self.root):
+                error = buckets.failure(error, "of the bucket")
+            found = CheckpointNotSaved(f"{what} could not be saved in {self.root} ({error}); {kept}")
             if files.passes(error) or isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
                 found.exit_code = 1  # not 2, which is final: another host or a file system is gone
             raise found from error

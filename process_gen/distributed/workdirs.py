@@ -2,7 +2,8 @@
 
 In a bucket, every host writes its part of a checkpoint directly (`process_gen.checkpoints.store`). All other
 files of a run are written to a scratch folder of each host, and copied to the bucket every `COPY_SECONDS` and
-at the end. The lead host first fetches what earlier starts have left there, so any machine can go on.
+at the end; nothing is deleted there. The lead host first fetches what earlier starts have left, so any
+machine can go on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import tensorstore as ts
@@ -19,15 +21,16 @@ from absl import logging
 from etils import epath
 
 from process_gen.common import buckets
-from process_gen.distributed import hosts, lock
+from process_gen.distributed import hosts, lock, stopping
 
 COPY_SECONDS = 30.0
-"""Time between two copies to a bucket: a killed run loses the metrics of so long, a stopped one none."""
-_NOT_FETCHED = ("checkpoints", "quarantine", "profile", "nonfinite")
-"""Folders that are large, or that no start reads again."""
-_RETRIES = 6  # of a request, with growing pauses: a minute in all
+"""Time between two copies to a bucket, or ten times that which one takes: a killed run loses the metrics of
+so long, a stopped one none."""
+STOP_SECONDS = 240.0
+"""How long a host that was told to stop waits for the copies of the others; launchers give it 300 s."""
 _EVENTS = "events.out.tfevents"
 """How the names of TensorBoard's files begin: every start writes one of its own."""
+_RETRIES = {"max_retries": 6, "max_delay": "4s"}  # 19 s in all: less than `lock.SILENT_SECONDS`
 
 
 @contextlib.contextmanager
@@ -42,8 +45,9 @@ def opened(workdir: str, what: str) -> Iterator[pathlib.Path]:
       Occupied: another run writes to the workdir.
       OSError: it cannot be written.
     """
+    workdir = buckets.normal(workdir)
     if buckets.is_bucket(workdir):
-        buckets.connect()
+        buckets.check_access(workdir)
         with (
             _held(workdir, what) if hosts.is_lead() else contextlib.nullcontext(),
             _copied(workdir) as folder,
@@ -74,7 +78,7 @@ class _Lease:
     def __init__(self, workdir: str, owner: lock.Owner):
         self._owner = owner
         self._generation = b""  # that of the object while it is this process's
-        context = ts.Context({"gcs_request_retries": {"max_retries": _RETRIES}})
+        context = ts.Context({"gcs_request_retries": _RETRIES})
         self._objects = ts.KvStore.open(f"{workdir.rstrip('/')}/", context=context).result()
 
     def read(self) -> tuple[bytes, lock.Owner | None]:
@@ -83,20 +87,19 @@ class _Lease:
         return found.stamp.generation, lock.Owner.from_text(found.value)
 
     def take(self, known: bytes) -> bool:
-        """Makes the object this process's; False if its generation is not the one known any more."""
-        written = self._objects.write(lock.NAME, self._owner.to_text(), if_equal=known).result()
-        self._generation = written.generation
-        return bool(written.generation)
+        """Makes the object this process's; False if another one has written it since it was `known`."""
+        written = self._objects.write(lock.NAME, self._owner.to_text(), if_equal=known).result().generation
+        if not written:
+            now, owner = self.read()
+            written = now if owner == self._owner else b""  # its own, of which the answer was lost
+        self._generation = written or self._generation
+        return bool(written)
 
     def touch(self) -> None:
         """Shows that the owner is alive."""
-        if not self._generation or self.take(self._generation):
-            return
-        generation, owner = self.read()
-        if owner == self._owner:  # the answer to a write was lost
-            self._generation = generation
-        else:
-            logging.error("%s has taken the lock of this workdir over", owner.name if owner else "somebody")
+        if self._generation and not self.take(self._generation):
+            self._generation = b""
+            logging.error("another process has taken the lock of this workdir over")
 
     def release(self) -> None:
         """Removes the object, if it is still this process's."""
@@ -119,8 +122,8 @@ def _held(workdir: str, what: str) -> Iterator[None]:
             raise lock.Occupied(
                 f"another process has just begun {what} in {workdir!r}: choose another folder"
             )
-    except ValueError as error:  # TensorStore's, for whatever a bucket refuses
-        raise OSError(f"the workdir {workdir} cannot be written to ({error})") from error
+    except ValueError as error:  # TensorStore's, whatever it is
+        raise buckets.failure(error, f"the workdir {workdir} cannot be written to") from error
     try:
         with _repeated(lease.touch, lock.TOUCH_SECONDS):
             yield
@@ -131,18 +134,18 @@ def _held(workdir: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _repeated(work: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Does `work` every so often in a thread.
-
-    Errors are logged: the next time may go well.
-    """
+    """Does `work` every so often in a thread during the block; errors are logged, another try may do."""
     ended = threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(seconds):
+        wait = seconds
+        while not ended.wait(wait):
+            started = time.monotonic()
             try:
                 work()
-            except Exception as error:  # of gcsfs or TensorStore: they share no base class
+            except Exception as error:  # of gcsfs or TensorStore
                 logging.warning("%s", error)
+            wait = max(seconds, 10 * (time.monotonic() - started))
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -161,53 +164,80 @@ class _Copy:
 
     def __init__(self, workdir: str):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="process_gen_"))
-        self._bucket = epath.Path(workdir)
+        self._workdir = workdir
         self._sent: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
         """Fetches the files of earlier starts that this one may read."""
-        if not self._bucket.is_dir():
-            return
-        for top in self._bucket.iterdir():
-            if top.name in (*_NOT_FETCHED, lock.NAME) or top.name.startswith(_EVENTS):
-                continue
-            for path in buckets.fetch(top, self.folder / top.name):
-                self._sent[self._name(path)] = _stamp(path)
+        try:
+            names = [name for name in buckets.names_below(self._workdir) if _read_again(name)]
+            buckets.fetch(self._workdir, names, self.folder)
+        except stopping.Stopped:
+            raise
+        except Exception as error:
+            raise buckets.failure(error, f"the files in {self._workdir} cannot be read") from error
+        self._sent = dict(self._stamps())
 
-    def _name(self, path: pathlib.Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+    def _stamps(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Name, and size and time, of every file that is complete."""
+        for path in sorted(self.folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # it was renamed or removed just now
+                found = path.stat()
+                if path.is_file() and path.suffix != ".unfinished":
+                    yield path.relative_to(self.folder).as_posix(), (found.st_size, found.st_mtime_ns)
 
     def send(self) -> None:
-        """Copies new and changed files to the bucket, and removes those there that are removed here."""
-        found = {self._name(path): path for path in self.folder.rglob("*") if path.is_file()}
-        for name, path in sorted(found.items()):
-            with contextlib.suppress(FileNotFoundError):  # it was renamed or removed just now
-                if not name.endswith(".unfinished") and self._sent.get(name) != (stamp := _stamp(path)):
-                    (self._bucket / name).write_bytes(path.read_bytes())
-                    self._sent[name] = stamp
-        for name in self._sent.keys() - found:
-            (self._bucket / name).unlink(missing_ok=True)
-            del self._sent[name]
+        """Copies new and changed files to the bucket; OSError, after all others are, if one could not be."""
+        failed: Exception | None = None
+        for name, stamp in self._stamps():
+            if self._sent.get(name) == stamp:
+                continue
+            try:
+                (epath.Path(self._workdir) / name).write_bytes((self.folder / name).read_bytes())
+                self._sent[name] = stamp
+            except FileNotFoundError:
+                continue
+            except stopping.Stopped:
+                raise
+            except Exception as error:  # of gcsfs
+                what = f"{self.folder / name} could not be copied to {self._workdir}"
+                failed = buckets.failure(error, what)
+        if failed:
+            raise failed
+
+
+def _read_again(name: str) -> bool:
+    """Whether a start may read a file of an earlier one: those at the top, and of the final evaluation."""
+    top, _, below = name.partition("/")
+    if below:
+        return top == "evaluation" and not below.startswith("step_")
+    return name != lock.NAME and not name.startswith(_EVENTS)
 
 
 @contextlib.contextmanager
 def _copied(workdir: str) -> Iterator[pathlib.Path]:
-    """Yields a scratch folder whose files are copied to a bucket during the block and at its end."""
+    """Yields a scratch folder whose files are copied to a bucket during the block and at its end.
+
+    Collective at the end, unless an error ends the block: no host leaves before all have copied.
+    """
     copy = _Copy(workdir)
-    if hosts.is_lead():
-        copy.fetch()
-    logging.info("files are written to %s and copied to %s every %.0f s", copy.folder, workdir, COPY_SECONDS)
     try:
+        if hosts.is_lead():
+            copy.fetch()
+        logging.info("files are written to %s and copied to %s", copy.folder, workdir)
         with _repeated(copy.send, COPY_SECONDS):
             yield copy.folder
-    finally:
-        try:
-            copy.send()
-            shutil.rmtree(copy.folder, ignore_errors=True)
-        except Exception as error:  # of gcsfs; the error of the block, if any, is the one to show
-            logging.error("%s keeps what could not be copied to %s (%s)", copy.folder, workdir, error)
-
-
-def _stamp(path: pathlib.Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    except BaseException as error:
+        if not getattr(error, "at_once", False):  # the error of the block is the one to show
+            try:
+                copy.send()
+                shutil.rmtree(copy.folder, ignore_errors=True)
+            except OSError as failed:
+                logging.error("%s", failed)
+        if isinstance(error, stopping.Stopped) and not error.at_once:
+            with contextlib.suppress(hosts.HostMissing):
+                hosts.barrier("the last files are copied", STOP_SECONDS)
+        raise
+    copy.send()
+    shutil.rmtree(copy.folder, ignore_errors=True)
+    hosts.barrier("the last files are copied", hosts.PREPARE_SECONDS)

@@ -20,7 +20,7 @@ from etils import epath
 
 from process_gen.checkpoints.errors import CheckpointMismatch
 from process_gen.common import buckets
-from process_gen.data.qwen2 import VOCABULARY, WHOLE, Qwen2Tokenizer
+from process_gen.data.qwen2 import CONFIG, MERGES, VOCABULARY, WHOLE, Qwen2Tokenizer
 from process_gen.data.tokenizers import SCENES, Tokenizer, TokenizerError, scenes_tokenizer
 from process_gen.experiment.builders import as_config_error
 from process_gen.trajectory.markup import MEANINGS
@@ -112,7 +112,8 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str, folder: str | None = 
     """
     name = metadata.get(NAME, SCENES)
     if folder is None and name != SCENES:
-        copies = [parent / FOLDER for parent in list(epath.Path(source).parents)[:2]]
+        parents = [at for at in list(epath.Path(source).parents)[:2] if os.fspath(at) != "gs://"]
+        copies = [parent / FOLDER for parent in parents]
         folder = str(next((copy for copy in copies if copy.is_dir()), name))
     try:
         tokenizer = _open(folder or name)
@@ -128,6 +129,6 @@ def _open(name: str) -> Tokenizer:
     if buckets.is_bucket(name):
         copy = tempfile.TemporaryDirectory(prefix="process_gen_")
         atexit.register(copy.cleanup)  # not earlier: `keep` may copy it
-        buckets.fetch(epath.Path(name), pathlib.Path(copy.name))
+        buckets.fetch(name, (WHOLE, VOCABULARY, MERGES, CONFIG), pathlib.Path(copy.name))
         name = copy.name
     return Qwen2Tokenizer(name)

@@ -46,9 +46,14 @@ class NonFiniteGuard:
         self.count += 1
         path = self._save(step, metrics, batch)
         logging.warning(
-            "step %d has %s: parameters stay as they were (%d in a row, %d end the run); its batch is in %s",
-            step, names_of(metrics), self.count, self.limit, path,
-        )  # fmt: skip
+            "step %d has %s: parameters stay as they were (%d in a row, %d end the run); its batch is in "
+            "%s of the workdir",
+            step,
+            names_of(metrics),
+            self.count,
+            self.limit,
+            path.relative_to(self.workdir),
+        )
         return self.count >= self.limit
 
     def _save(self, step: int, metrics: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> pathlib.Path:

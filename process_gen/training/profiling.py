@@ -57,11 +57,17 @@ class Profiler:
         if self.tracing:
             self._last = None
             jax.profiler.stop_trace()
-            logging.info("profile written to %s", self._traces)
+            logging.info("profile written to %s", self._request.parent / self._traces.name)
 
     def _requested(self, step: int) -> bool:
         """Whether there is a request at a step that looks for one; removes it."""
-        if step % self._look_every or not self._request.exists():
+        if step % self._look_every:
             return False
-        self._request.unlink(missing_ok=True)
+        try:
+            if not self._request.exists():
+                return False
+            self._request.unlink(missing_ok=True)
+        except Exception as error:  # of a file system or of gcsfs; the run goes on
+            logging.warning("%s cannot be looked for (%s)", self._request, error)
+            return False
         return True

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 import time
 
 import pytest
 from etils import epath
 
+from process_gen.checkpoints import load
+from process_gen.common import buckets, files
 from process_gen.distributed import lock, workdirs
 
 
@@ -51,10 +54,11 @@ def test_files_are_copied_meanwhile_and_at_the_end_and_fetched_by_the_next_start
             time.sleep(0.02)
         assert lock.NAME in contents(gcs, "copied")
         (folder / "b.txt").write_text("changed")
-        (folder / "sub" / "a.txt").unlink()
+        (folder / "sub" / "a.txt").unlink()  # stays there
     assert not folder.exists()
     assert contents(gcs, "copied") == {
         "b.txt": b"changed",
+        "sub/a.txt": b"a",
         "checkpoints/1/data": b"left where it is",
         "events.out.tfevents.1": b"of an earlier start",
     }
@@ -70,12 +74,41 @@ def test_files_are_copied_after_an_error_too(gcs):
     assert contents(gcs, "failed") == {"nonfinite/batch.npz": b"bad"}
 
 
-def test_what_cannot_be_copied_is_kept(gcs, monkeypatch, caplog):
-    with workdirs.opened("gs://bucket/refusing", "a training") as folder:
-        (folder / "a.txt").write_text("a")
-        monkeypatch.setattr(gcs, "refused", [("POST", "refusing.*a.txt|refusing/a.txt|uploadType=multipart")])
-    assert (folder / "a.txt").read_text() == "a"
-    assert f"{folder} keeps what could not be copied to gs://bucket/refusing" in caplog.text
+def test_what_cannot_be_copied_is_kept_and_named_and_the_rest_is_copied(gcs, monkeypatch):
+    monkeypatch.setattr(gcs, "refused_content", b"refused")
+    with pytest.raises(OSError, match="a.txt could not be copied to gs://bucket/refusing") as caught:
+        with workdirs.opened("gs://bucket/refusing", "a training") as folder:
+            (folder / "a.txt").write_text("refused")
+            (folder / "b.txt").write_text("b")
+    assert (folder / "a.txt").read_text() == "refused" and str(folder) in str(caught.value)
+    assert contents(gcs, "refusing") == {"b.txt": b"b"}
+
+
+def test_a_scratch_folder_that_has_gone_deletes_nothing(gcs):
+    gcs.write("gone/losses.jsonl", b"of before")
+    with workdirs.opened("gs://bucket/gone", "a training") as folder:
+        shutil.rmtree(folder)
+    assert contents(gcs, "gone") == {"losses.jsonl": b"of before"}
+
+
+def test_folders_that_the_console_has_made_are_no_files(gcs):
+    for name in ("console/", "console/evaluation/", "console/checkpoints/", "console/checkpoints/3/"):
+        gcs.write(name, b"")
+    with workdirs.opened("gs://bucket//console/", "a training") as folder:
+        assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert load.steps(epath.Path("gs://bucket/console/checkpoints")) == []
+
+
+def test_a_bucket_that_does_not_answer_is_not_an_empty_one(gcs, monkeypatch):
+    gcs.write("mute/checkpoints/3/commit_success.txt", b"")
+    gcs.write("mute/losses.jsonl", b"of before")
+    monkeypatch.setattr(gcs, "refused", [("GET", "/o[?].*mute")])
+    with pytest.raises(OSError, match="the files in gs://bucket/mute cannot be read"):
+        with workdirs.opened("gs://bucket/mute", "a training"):
+            pass
+    with pytest.raises(OSError):
+        load.steps(epath.Path("gs://bucket/mute/checkpoints"))
+    assert gcs.read("mute/losses.jsonl") == b"of before"
 
 
 def test_another_run_is_refused_by_name(gcs):
@@ -131,16 +164,43 @@ def test_a_lost_answer_is_no_lost_lock(gcs, caplog):
     assert "taken" not in caplog.text
     leave_lock(gcs, "answer", host="elsewhere")
     lease.touch()
-    assert "process" in caplog.text and "of elsewhere has taken the lock of this workdir over" in caplog.text
+    assert "another process has taken the lock of this workdir over" in caplog.text
+    lease.touch()  # which leaves it alone
     lease.release()
     assert json.loads(gcs.read(f"answer/{lock.NAME}"))["host"] == "elsewhere"
 
 
-def test_a_bucket_that_may_not_be_written_is_named(gcs, monkeypatch):
-    monkeypatch.setattr(gcs, "refused", [("POST", "denied")])
-    with pytest.raises(OSError, match="the workdir gs://bucket/denied cannot be written to"):
+def test_a_failed_renewal_does_not_lose_the_lock(gcs, monkeypatch):
+    lease = workdirs._Lease("gs://bucket/renewed", lock.Owner.me("a training"))
+    assert lease.take(lease.read()[0])
+    gcs.write(f"renewed/{lock.NAME}", gcs.read(f"renewed/{lock.NAME}"))
+    monkeypatch.setattr(lease, "read", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lease.touch()
+    monkeypatch.undo()
+    lease.touch()
+    lease.release()
+    assert not contents(gcs, "renewed")
+
+
+@pytest.mark.parametrize(
+    "refused, message",
+    [
+        (("POST", "denied"), "the workdir gs://bucket/denied cannot be written to"),
+        (("GET", "/b/bucket$"), "the bucket bucket cannot be looked at; it takes storage.buckets.get"),
+    ],
+)
+def test_what_an_account_may_not_do_is_named_and_final(gcs, monkeypatch, refused, message):
+    monkeypatch.setattr(gcs, "refused", [refused])
+    with pytest.raises(OSError, match=message) as caught:
         with workdirs.opened("gs://bucket/denied", "a training"):
             pass
+    assert not files.passes(caught.value)
+
+
+def test_other_failures_of_a_bucket_pass():
+    assert files.passes(buckets.failure(RuntimeError("503, backend error"), "x"))
+    assert not files.passes(buckets.failure(FileNotFoundError("bucket"), "x"))
 
 
 def test_what_is_shown_is_where_the_user_finds_it(tmp_path):

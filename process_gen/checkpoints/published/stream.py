@@ -63,7 +63,7 @@ def write_step(
     ocp.JsonCheckpointHandler().save(place / load.METADATA, args=ocp.args.JsonSave(facts))
     manifest.write(place)
     if marked:
-        (place / "commit_success.txt").write_text("committed by process_gen.convert")
+        (place / load.MARKER).write_text("committed by process_gen.convert")
     else:
         place.rename(root / str(STEP))
 
