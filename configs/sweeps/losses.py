@@ -1,7 +1,9 @@
-r"""Which losses help on scenes: one loss added or changed, against the losses of `scenes.py:quick`.
+r"""Which losses help on scenes: one added or changed, in the training of `scenes.py:quick`.
+
+`base` has the losses of `scenes.py:full`. Those of `quick` are `clean`, which this sweep has found.
 
 Three seeds each. `tuned` continues the shipped weights for 150 steps on 100 trajectories; `tuned_kl` does so
-with `text_kl`. 27 trainings, three hours and a half on two cores, one for each process.
+with `text_kl`. 30 trainings, four hours on two cores, one for each process.
 
     export JAX_COMPILATION_CACHE_DIR=sweeps/cache    # the seeds of an arm share their programs
     for core in 0 1; do taskset -c $core python -m process_gen.sweep --jobs=claim \
@@ -27,8 +29,9 @@ def get_config(variant):
     """
     if variant not in ARMS:
         raise ValueError(f"configs/sweeps/losses.py has no variant {variant!r}; it has {', '.join(ARMS)}")
-    config = cli.load_config("configs/scenes.py:quick")
+    config, plain = cli.load_config("configs/scenes.py:quick"), cli.load_config("configs/scenes.py:full")
     with config.unlocked():
+        config.losses = plain.losses.to_dict()
         ARMS[variant](config)
     return config.lock()
 
@@ -57,6 +60,11 @@ def _balance(config):
         config.losses[f"{stage}_decision"].balance = 0.5
 
 
+def _clean_balance(config):
+    _clean(config)
+    _balance(config)
+
+
 def _own(config):
     # So short a run sees each trajectory once or twice. So only batches with drawn images, every second one,
     # have a share of 0.5: a quarter of all images are the model's own.
@@ -83,6 +91,7 @@ ARMS = {
     "description": _description,
     "clean": _clean,
     "balance": _balance,
+    "clean_balance": _clean_balance,
     "own": _own,
     "tuned": _tuned,
     "tuned_kl": _tuned_kl,
