@@ -67,6 +67,11 @@ def check_access(address: str) -> None:
         ) from error
 
 
+def is_of_library(error: Exception) -> bool:
+    """Whether gcsfs or Google's client has raised it for what a bucket answered."""
+    return type(error).__module__.partition(".")[0] in ("gcsfs", "google")
+
+
 def failure(error: Exception, what: str) -> OSError:
     """An error of gcsfs, Google's client or TensorStore, which share no base class, as one of this package.
 

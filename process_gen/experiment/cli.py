@@ -35,7 +35,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from process_gen.common import files
+from process_gen.common import buckets, files
 from process_gen.distributed import stopping
 
 QUIET = {
@@ -306,7 +306,8 @@ def run(
 
     Args:
       main: called with [program name], as `absl.app` does, once the flags are parsed.
-      expected_errors: errors of the user, which end in `fail`. `--verbosity=1` keeps their traceback.
+      expected_errors: errors of the user, which end in `fail`, as those of buckets do. `--verbosity=1` keeps
+        their traceback.
     """
 
     def guarded(arguments: Sequence[str]) -> int | None:
@@ -331,6 +332,10 @@ def run(
             if logging.level_debug() or not isinstance(error, expected_errors):
                 raise
             fail(error)
+        except Exception as error:
+            if not buckets.is_of_library(error):
+                raise
+            fail(buckets.failure(error, "a bucket failed"))
 
     app.run(guarded, flags_parser=_parse)
 

@@ -181,3 +181,15 @@ def test_files_that_are_no_configs(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cli.CommandError, match=message):
         cli.load_config("mine.py:debug")
+
+
+@pytest.mark.parametrize("status, code", [(503, 1), (403, 2)])
+def test_what_a_bucket_answers_is_one_line_and_final_only_if_it_refuses(status, code):
+    program = (
+        "import gcsfs.retry; from process_gen.experiment import cli\n"
+        f"def main(argv): raise gcsfs.retry.HttpError(dict(code={status}, message='an answer'))\n"
+        "cli.run(main)"
+    )
+    ran = run("-c", program)
+    assert ran.returncode == code
+    assert ran.stderr.splitlines()[-1] == f"error: a bucket failed (an answer, {status})"
