@@ -38,7 +38,7 @@ from process_gen.checkpoints import load, manifest
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.store import versions
 from process_gen.checkpoints.tiers import TieredStore, open_store
-from process_gen.common import buckets, files
+from process_gen.common import files
 from process_gen.data.buckets import size_of, split_into_buckets
 from process_gen.data.errors import BadTrajectory, TooManyBadTrajectories
 from process_gen.data.sources import prepare_source
@@ -89,7 +89,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     started = time.time()
     hosts.initialize()
     with workdirs.opened(workdir, "a training") as folder:
-        return _train(config, buckets.normal(workdir), folder, Goodput(folder, started))
+        return _train(config, workdir, folder, Goodput(folder, started))
 
 
 def _train(config: ConfigDict, workdir: str, folder: pathlib.Path, ledger: Goodput) -> TrainState:

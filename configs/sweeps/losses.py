@@ -18,7 +18,7 @@ from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.experiment import cli
 
 COMMAND = ("process_gen.train",)
-FLOWS, DECISIONS = ("sketch_flow", "refine_flow"), ("plan", "sketch", "inspect", "refine")
+DECISIONS = ("plan", "sketch", "inspect", "refine")
 
 
 def get_config(variant):
@@ -51,8 +51,7 @@ def _semantic(config):
 
 
 def _clean(config):
-    for row in FLOWS:  # keeps the mean weight: t^2 is 0.62 on average
-        config.losses[row].update(dict(timesteps="clean", weight=config.losses[row].weight / 0.62))
+    config.losses.update(cli.load_config("configs/scenes.py:quick").losses.to_dict())
 
 
 def _balance(config):

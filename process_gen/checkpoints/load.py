@@ -113,8 +113,7 @@ def unfinished(root: epath.Path) -> list[epath.Path]:
 
 
 def _lacks_marker(path: epath.Path) -> bool:
-    marked = is_bucket(path) and path.name.isdigit()
-    return marked and not (path / MARKER).exists()
+    return is_bucket(path) and path.name.isdigit() and not is_step(path)
 
 
 def is_step(path: epath.Path) -> bool:

@@ -22,7 +22,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import path as ocp_path
 
 from process_gen.checkpoints.errors import CheckpointCorrupt
-from process_gen.common.buckets import entries, is_bucket
+from process_gen.common.buckets import is_bucket, names_below
 from process_gen.common.files import read_json
 from process_gen.distributed.agreement import first_message
 
@@ -146,11 +146,10 @@ def _read(step_dir: epath.Path) -> dict[str, dict]:
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    for path in entries(folder):
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        elif path.name not in _COMMIT_FILES and (prefix or not path.match("manifest.*.json")):
-            yield prefix + path.name, path
+    for name in names_below(folder):
+        path, at_top = folder / name, not prefix and "/" not in name
+        if path.name not in _COMMIT_FILES and not (at_top and path.match("manifest.*.json")):
+            yield prefix + name, path
 
 
 def _entries(files: Mapping[str, epath.Path]) -> dict[str, dict]:

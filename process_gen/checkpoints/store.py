@@ -178,10 +178,7 @@ class CheckpointStore(ClosesOnExit):
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
         place = next(folder / name for name in names if not (folder / name).exists())
         (folder / f"{place.name}.txt").write_text(wrong + "\n")
-        if is_bucket(place):
-            buckets.move(self.root / str(step), place)
-        else:
-            (self.root / str(step)).rename(place)
+        buckets.move(self.root / str(step), place)
         logging.error("moved it to %s, and taking the step before it", place)
 
     def poll(self) -> None:

@@ -20,7 +20,7 @@ from process_gen.checkpoints.errors import CheckpointCorrupt, CheckpointError, N
 from process_gen.checkpoints.local import LocalStore
 from process_gen.checkpoints.store import CheckpointStore, ClosesOnExit
 from process_gen.common import files
-from process_gen.common.buckets import is_bucket
+from process_gen.common.buckets import is_bucket, normal
 from process_gen.distributed import lock
 from process_gen.distributed.agreement import allgather_text, first_message
 
@@ -131,7 +131,7 @@ def local_folder(disk: str, workdir: str, folder: pathlib.Path | None = None) ->
     try:
         if jax.process_index() == 0:
             place = pathlib.Path(folder or workdir).expanduser().resolve()
-            name = _name_of(place, workdir if is_bucket(workdir) else str(place))
+            name = _name_of(place, normal(workdir) if is_bucket(workdir) else str(place))
     except OSError as error:
         wrong = f"the workdir {workdir} cannot be written to ({error})"
     if wrong := first_message(wrong):

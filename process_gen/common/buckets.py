@@ -96,11 +96,14 @@ def entries(folder: epath.Path) -> list[epath.Path]:
     return [path for path in found if not (is_bucket(folder) and path.name == folder.name)]
 
 
-def names_below(folder: str) -> list[str]:
-    """The objects at or below a folder of a bucket, relative to it; raises what gcsfs raises."""
-    root = f"{folder.removeprefix('gs://').rstrip('/')}/"
-    found = connect().find(root)
-    return sorted(path.removeprefix(root) for path in found if path.startswith(root) and path[-1] != "/")
+def names_below(folder: epath.Path) -> list[str]:
+    """The files in a folder and below, relative to it, sorted; raises what gcsfs raises."""
+    if not is_bucket(folder):
+        root = pathlib.Path(folder)  # whose `rglob`, unlike a glob of epath, finds .zarray
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    start = f"{os.fspath(folder).removeprefix('gs://')}/"
+    found = connect().find(start)
+    return sorted(path.removeprefix(start) for path in found if path.startswith(start) and path[-1] != "/")
 
 
 def fetch(folder: str, names: Iterable[str], target: pathlib.Path) -> None:
@@ -119,10 +122,13 @@ def fetch(folder: str, names: Iterable[str], target: pathlib.Path) -> None:
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:
-    """Moves all objects of a folder to another one of the same bucket, one by one."""
+    """Renames a folder; in a bucket, all objects of it, one by one."""
+    if not is_bucket(folder):
+        folder.rename(target)
+        return
 
     def one(name: str) -> None:
         connect().mv(f"{folder}/{name}", f"{target}/{name}")
 
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(one, names_below(str(folder))))
+        list(pool.map(one, names_below(folder)))

@@ -131,15 +131,38 @@ def hold(
                 said = True
             check()
             time.sleep(1.0)
+    try:
+        with repeated(lambda: _touch(path), TOUCH_SECONDS):
+            yield
+    finally:
+        _remove(path, owner)
+
+
+@contextlib.contextmanager
+def repeated(work: Callable[[], None], seconds: float, rest: float = 0.0) -> Iterator[None]:
+    """Does `work` in a thread every so many seconds of the block; errors are logged, another try may do.
+
+    After each time it waits at least `rest` times as long as the work has taken.
+    """
     ended = threading.Event()
-    thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+
+    def repeat() -> None:
+        wait = seconds
+        while not ended.wait(wait):
+            started = time.monotonic()
+            try:
+                work()
+            except Exception as error:  # of gcsfs or TensorStore, too, which share no base class
+                logging.warning("%s", error)
+            wait = max(seconds, rest * (time.monotonic() - started))
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        _remove(path, owner)
 
 
 def _created(path: pathlib.Path, owner: Owner) -> bool:
@@ -202,10 +225,9 @@ def _remove(path: pathlib.Path, owner: Owner) -> None:
         aside.unlink()
 
 
-def _touch(path: pathlib.Path, ended: threading.Event) -> None:
-    while not ended.wait(TOUCH_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(path)
+def _touch(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def _touched(path: pathlib.Path) -> float | None:

@@ -12,9 +12,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import tensorstore as ts
 from absl import logging
@@ -125,35 +123,11 @@ def _held(workdir: str, what: str) -> Iterator[None]:
     except ValueError as error:  # TensorStore's, whatever it is
         raise buckets.failure(error, f"the workdir {workdir} cannot be written to") from error
     try:
-        with _repeated(lease.touch, lock.TOUCH_SECONDS):
+        with lock.repeated(lease.touch, lock.TOUCH_SECONDS):
             yield
     finally:
         with contextlib.suppress(ValueError):
             lease.release()
-
-
-@contextlib.contextmanager
-def _repeated(work: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Does `work` every so often in a thread during the block; errors are logged, another try may do."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        wait = seconds
-        while not ended.wait(wait):
-            started = time.monotonic()
-            try:
-                work()
-            except Exception as error:  # of gcsfs or TensorStore
-                logging.warning("%s", error)
-            wait = max(seconds, 10 * (time.monotonic() - started))
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 # ------------------------------------------------------------------ the copies
@@ -170,7 +144,7 @@ class _Copy:
     def fetch(self) -> None:
         """Fetches the files of earlier starts that this one may read."""
         try:
-            names = [name for name in buckets.names_below(self._workdir) if _read_again(name)]
+            names = [name for name in buckets.names_below(epath.Path(self._workdir)) if _read_again(name)]
             buckets.fetch(self._workdir, names, self.folder)
         except stopping.Stopped:
             raise
@@ -225,7 +199,7 @@ def _copied(workdir: str) -> Iterator[pathlib.Path]:
         if hosts.is_lead():
             copy.fetch()
         logging.info("files are written to %s and copied to %s", copy.folder, workdir)
-        with _repeated(copy.send, COPY_SECONDS):
+        with lock.repeated(copy.send, COPY_SECONDS, rest=10.0):
             yield copy.folder
     except BaseException as error:
         if not getattr(error, "at_once", False):  # the error of the block is the one to show

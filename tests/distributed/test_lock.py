@@ -112,15 +112,10 @@ def test_one_of_another_host_counts_as_long_as_it_gives_a_sign(tmp_path, monkeyp
     """A container, or another machine, may have the name of this host."""
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.5)
     other = written(tmp_path, **changes)
-    ended = threading.Event()
-    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
-    thread = threading.Thread(target=lock._touch, args=(tmp_path / lock.NAME, ended))
-    thread.start()
-    with pytest.raises(lock.Occupied, match=f"of {other.host}"):
-        with lock.hold(tmp_path, "a training"):
-            pass
-    ended.set()
-    thread.join()
+    with lock.repeated(lambda: lock._touch(tmp_path / lock.NAME), 0.05):
+        with pytest.raises(lock.Occupied, match=f"of {other.host}"):
+            with lock.hold(tmp_path, "a training"):
+                pass
     with lock.hold(tmp_path, "a training"):  # silent now
         pass
 
