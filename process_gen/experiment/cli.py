@@ -179,22 +179,53 @@ def nearest_keys(key: str, config: ConfigDict) -> list[str]:
 
 
 def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
-    """Checks the keys of every `--config.a.b=value`.
+    """Checks the keys of every `--config.a.b=value`; those that `group_of` adds are added.
 
     Raises:
-      CommandError: a key that the config does not have (the message names the nearest), or a group of keys.
+      CommandError: see `group_of`; or a key is a group of keys.
     """
-    for argument in arguments:
-        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if not match:
-            continue
-        key, value = match[1], config
-        for part in key.split("."):
-            if not isinstance(value, ConfigDict) or part not in value:
-                raise CommandError(_unknown(key, config))
-            value = value[part]
+    matches = [re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", argument) for argument in arguments]
+    given = {match[1]: match[2] for match in matches if match}
+    for key in given:
+        name, _, last = key.rpartition(".")
+        value = group_of(key, config, given.get(f"{name}.loss"))[last]
         if isinstance(value, ConfigDict):
             raise CommandError(f"config.{key} is a group of keys, set one of them: {', '.join(value)}")
+
+
+def group_of(key: str, config: ConfigDict, loss: str | None = None) -> ConfigDict:
+    """The group of keys that holds the key of that dotted name.
+
+    What an entry of `losses` or `data.sources` may set, but does not, is added to it with its default. `loss` is
+    the loss of that entry, if it will not be the one that stands there.
+
+    Raises:
+      CommandError: the config does not have the key; the message names the nearest.
+    """
+    name, _, last = key.rpartition(".")
+    group: Any = config
+    for part in filter(None, name.split(".")):
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if isinstance(group, ConfigDict) and last not in group:
+        optional = _optional(config, name, loss or group.get("loss"))
+        with config.unlocked():
+            group.update({last: optional[last]} if last in optional else optional)
+    if not isinstance(group, ConfigDict) or last not in group:
+        raise CommandError(_unknown(key, config))
+    return group
+
+
+def _optional(config: ConfigDict, name: str, loss: Any) -> dict[str, Any]:
+    """The defaults of what the entry of that dotted name may set: options of `loss`, or keys of a source."""
+    found: dict[str, Any] = {}
+    if name.startswith("losses."):
+        from process_gen.losses import get_loss  # imports JAX, which takes seconds
+
+        with contextlib.suppress(KeyError):  # no such loss: who builds the table says so
+            found = {"pool": "", **get_loss(loss).options}
+    elif name.startswith("data.sources."):
+        found = {"weight": 1.0, **config.data}
+    return {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
 def _unknown(key: str, config: ConfigDict) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import pathlib
 from typing import Any
 
@@ -182,14 +184,10 @@ def _override(config: ConfigDict, changes: ConfigDict, place: str) -> None:
       RecipeError: it has no such key; names the nearest.
     """
     for name in cli.leaves(changes):
-        holder, target = changes, config
         *groups, last = name.split(".")
-        for group in groups:
-            holder = holder[group]
-            target = target.get(group)
-            if not isinstance(target, ConfigDict):
-                break
-        if not isinstance(target, ConfigDict) or last not in target:
-            near = " or ".join(cli.nearest_keys(name, config)) or "another one"
-            raise RecipeError(f"{place}.{name}: the base config has no such key; did you mean {near}?")
+        holder = functools.reduce(operator.getitem, groups, changes)
+        try:
+            target = cli.group_of(name, config, holder.get("loss"))
+        except cli.CommandError as error:
+            raise RecipeError(f"{place}.{name}: {error}") from None
         target[last] = holder[last]

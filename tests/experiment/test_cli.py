@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -157,6 +158,23 @@ def test_the_nearest_keys_are_suggested(config, key, near):
 def test_keys_that_cannot_be_set(config, argument, message):
     with pytest.raises(cli.CommandError, match=message):
         cli.check_overrides(config, [argument])
+
+
+def test_an_entry_takes_what_it_may_set_and_does_not():
+    full, critiques = "configs/scenes.py:full", "configs/scenes.py:hung_critiques"
+    clean = cli.config_with(full, ["--config.losses.sketch_flow.timesteps=clean"]).losses.sketch_flow
+    assert clean.to_dict() == dict(loss="flow_mse", stage="sketch", weight=10.0, timesteps="clean")
+    words = ["loss=spatial_consistency", "threshold=0.5", "pool=kept"]
+    other = cli.config_with(full, [f"--config.losses.sketch_flow.{word}" for word in words]).losses
+    assert (other.sketch_flow.threshold, other.sketch_flow.pool) == (0.5, "kept")
+    teacher = cli.config_with(critiques, ["--config.data.sources.teacher.wrong=0.5"]).data.sources.teacher
+    assert teacher.to_dict() == dict(weight=0.6, wrong=0.5)
+    for word, message in [
+        ("losses.sketch_flow.timestep=clean", "did you mean config.losses.sketch_flow.timesteps?"),
+        ("data.sources.teacher.wrongs=1", "did you mean config.data.sources.teacher.wrong?"),
+    ]:
+        with pytest.raises(cli.CommandError, match=re.escape(message)):
+            cli.config_with(critiques, [f"--config.{word}"])
 
 
 def test_keys_that_can_be_set_pass(config):

@@ -136,7 +136,7 @@ def test_what_a_user_can_get_wrong_is_one_line(tmp_path):
         stages.plan(config, tmp_path)
     config = recipe("debug").unlock()
     config.phase_1.train.stepz = 3
-    with pytest.raises(RecipeError, match="config.phase_1.train.stepz: .*did you mean train.steps"):
+    with pytest.raises(RecipeError, match="config.phase_1.train.stepz: .*did you mean config.train.steps"):
         stages.plan(config, tmp_path)
 
 
