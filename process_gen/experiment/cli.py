@@ -196,8 +196,8 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
 def group_of(key: str, config: ConfigDict, loss: str | None = None) -> ConfigDict:
     """The group of keys that holds the key of that dotted name.
 
-    What an entry of `losses` or `data.sources` may set, but does not, is added to it with its default. `loss` is
-    the loss of that entry, if it will not be the one that stands there.
+    What an entry of `losses` or `data.sources` may set, but does not, is added to it with its default. `loss`
+    is the loss of that entry, if it will not be the one that stands there.
 
     Raises:
       CommandError: the config does not have the key; the message names the nearest.
