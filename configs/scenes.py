@@ -13,8 +13,6 @@ with exact critiques of what it drew. Every key can be overridden: `--config.tra
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from process_gen.checkpoints.shipped import shipped_weights
-
 ARMS = ("plan_only", "single_pass", "no_inspection")
 GFLOP = {  # of a train step: the process, then each of ARMS (tests/benchmarks/step_flops.py)
     "quick": (18.5, 19.0, 13.7, 16.4),
@@ -153,7 +151,7 @@ def _base() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            init="",  # weights to start from: a run, a .safetensors file, a published folder; "": random ones
+            init="",  # weights to start from: a run, a file, a published folder, shipped ones by name; "": random
             batch_size=4,
             steps=2_000,
             accumulate=1,  # gradient accumulation steps
@@ -253,7 +251,7 @@ def _hung(config: ConfigDict) -> None:
     and 0.54 [0.47, 0.61] from random weights (20 prompts a group). Few of the 36 image tokens show a thing,
     so the flow losses have larger weights.
     """
-    config.train.init = shipped_weights()
+    config.train.init = "scenes"
     config.layout.update(dict(image_size=(48, 48), prompt=52, before=64, after=20, copies=3))
     config.data.update(dict(level="hung", examples=10_000, wrong=0.25, misplan=0.1, slip=0.03, detour=0.1))
     config.sampling.max_turns = 12  # six things, a correction of each

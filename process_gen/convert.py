@@ -39,6 +39,7 @@ from process_gen.checkpoints import arrays, export, load
 from process_gen.checkpoints.errors import CheckpointError
 from process_gen.checkpoints.published import adapters, bagel, flux, parts, stream, tensors
 from process_gen.checkpoints.published.sources import tree
+from process_gen.checkpoints.shipped import located
 from process_gen.distributed import lock, sharding
 from process_gen.distributed.mesh import AXES, MeshError, parse_mesh
 from process_gen.experiment.builders import ConfigError
@@ -167,7 +168,7 @@ def _write(
             files = weights.metadata.get("published", {}).get("files")
             bagel.export_bagel(params, coder, model, target, files=files, **options)
         case "adapters":
-            base = str(load.absolute(adapted.base)) if adapted.base else ""
+            base = str(load.absolute(located(adapted.base))) if adapted.base else ""
             adapters.export_adapters(adapted.params, adapted.lora, target, base=base, **options)
         case "qwen2":
             parts.export_qwen2(params, model, target, **options)

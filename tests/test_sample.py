@@ -56,7 +56,7 @@ def random_weights(folder: pathlib.Path, kv_heads: int = 1, **layout) -> str:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), shapes)
     path = str(folder / "debug.safetensors")
-    save_weights(path, params, {"config": builders.to_json(config), "tokenizer": "scenes"}, dtype="bfloat16")
+    save_weights(path, params, {"config": builders.to_json(config), "tokenizer": "scenes"})
     return path
 
 

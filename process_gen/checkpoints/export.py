@@ -23,24 +23,21 @@ _KEY = "process_gen"
 _FORMAT = 1
 
 
-def save_weights(
-    path: epath.PathLike, params: Any, metadata: dict[str, Any], dtype: str | None = None
-) -> None:
+def save_weights(path: epath.PathLike, params: Any, metadata: dict[str, Any]) -> None:
     """Writes weights to one file, which appears whole or not at all.
 
     Args:
       path: ends in `.safetensors`; its folder is made if need be.
       params: tree of arrays.
       metadata: JSON-able; `which` in it says which weights these are (`ema` if it says nothing).
-      dtype: `float32`, `bfloat16` or `float16` to store floating-point arrays in, None to leave them.
 
     Raises:
-      ValueError: the path ends in something else, or a dtype cannot be stored in such files.
+      ValueError: the path ends in something else, or such files hold no arrays of some dtype.
     """
     place = epath.Path(path)
     if place.suffix != tensors.SUFFIX:
         raise ValueError(f"packaged weights are .safetensors files, got {place.name!r}")
-    store = {name: _cast(np.asarray(x), dtype) for name, x in sorted(arrays.flatten(params).items())}
+    store = {name: np.asarray(x) for name, x in sorted(arrays.flatten(params).items())}
     if odd := [name for name, x in store.items() if x.dtype not in tensors.DTYPES.values()]:
         raise ValueError(f"packaged weights hold no {store[odd[0]].dtype} arrays, but {odd[0]} is one")
     header = {"format": _FORMAT, "sha256": _digest(store, metadata), "metadata": metadata}
@@ -69,7 +66,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     store = {name: found.read(name) for name in found}
     if _digest(store, header["metadata"]) != header["sha256"]:
         raise CheckpointCorrupt(f"{path} has changed since it was written (other SHA-256); get a fresh copy")
-    return arrays.unflatten({name: _cast(x, "float32") for name, x in store.items()}), header["metadata"]
+    return arrays.unflatten({name: _in_float32(x) for name, x in store.items()}), header["metadata"]
 
 
 def is_ours(path: str) -> bool:
@@ -77,9 +74,8 @@ def is_ours(path: str) -> bool:
     return _KEY in tensors.open_file(path).texts
 
 
-def _cast(x: np.ndarray, dtype: str | None) -> np.ndarray:
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.dtype(dtype)) if dtype and floating else x
+def _in_float32(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _digest(store: dict[str, np.ndarray], metadata: Any) -> str:

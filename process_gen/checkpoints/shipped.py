@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 
 from process_gen.checkpoints.errors import CheckpointNotFound
 
@@ -19,3 +20,9 @@ def shipped_weights(name: str = "scenes") -> str:
             "--config=configs/scenes.py:quick --workdir=runs/quick and pass --workdir=runs/quick"
         )
     return str(asset)
+
+
+def located(path: str | os.PathLike[str]) -> str:
+    """`path`, or where shipped weights are if it is a key of `SHIPPED` and nothing here is called so."""
+    name = os.fspath(path)
+    return shipped_weights(name) if name in SHIPPED and not os.path.exists(name) else name

@@ -21,6 +21,7 @@ from process_gen.checkpoints import export, load
 from process_gen.checkpoints.errors import CheckpointMismatch, CheckpointNotFound
 from process_gen.checkpoints.published import adapters, bagel, configs, flux, parts, tensors
 from process_gen.checkpoints.published.sources import Joined, Source
+from process_gen.checkpoints.shipped import located
 from process_gen.experiment import builders, vocabulary
 from process_gen.models.config import FluxConfig, LoraConfig, ModelConfig, model_config
 
@@ -98,7 +99,7 @@ def read_weights(
       CheckpointNotFound: nothing that can be read.
       CheckpointCorrupt, CheckpointMismatch: a file is broken, or files contradict one another.
     """
-    place = load.absolute(source)
+    place = load.absolute(located(source))
     kind = kind_of(place)
     if kind == "ours":
         return read_ours(place, which, autoencoder)
@@ -195,7 +196,7 @@ def _with_adapters(place: epath.Path, base: epath.PathLike | None, **options: An
     """Reads a folder of adapters, and the weights that they belong to."""
     found = adapters.read_adapters(place)
     where = str(base or found.base)
-    if not where or not load.absolute(where).exists():
+    if not where or not load.absolute(located(where)).exists():
         raise CheckpointNotFound(
             f"the adapters in {place} belong to {where!r}, and nothing is there: give those weights as base "
             "(--base=PATH)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from process_gen.checkpoints import manifest
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
-from process_gen.checkpoints.shipped import SHIPPED, shipped_weights
+from process_gen.checkpoints.shipped import located
 from process_gen.common.names import check_name
 from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
@@ -97,8 +96,7 @@ def load_model(
     if dtype not in (None, *DTYPES):
         raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
     if config is None:
-        if path is None or (path in SHIPPED and not os.path.exists(path)):
-            path = shipped_weights(path or "scenes")
+        path = located(path or "scenes")
         published = (epath.Path(path) / "llm_config.json").is_file()
         weights = None if published else read_ours(str(path), which)
         if weights is None or "config" not in weights.metadata:

@@ -65,7 +65,7 @@ def test_a_run_starts_from_published_weights():
 
 def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path):
     recipe = make_recipe("scenes.py:quick")
-    state = start_from(blank_state(recipe), recipe.model, shipped_weights(), scenes_tokenizer())
+    state = start_from(blank_state(recipe), recipe.model, "scenes", scenes_tokenizer())
     params = open_saved(shipped_weights()).params()
     same(state.params, params)
     same(state.ema, params)
