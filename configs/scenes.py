@@ -151,7 +151,7 @@ def _base() -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            init="",  # weights to start from: a run, a file, a published folder, shipped ones by name; "": random
+            init="",  # weights to start from: a run, file, published folder or "scenes"; "": random ones
             batch_size=4,
             steps=2_000,
             accumulate=1,  # gradient accumulation steps
