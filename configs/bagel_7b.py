@@ -260,7 +260,7 @@ def _debug(config: ConfigDict) -> None:
     scenes = dict(level="default", examples=64, data_dir="data", seed=0)
     config.data.update(dict(source="scenes", tokenizer="scenes", **scenes))
     # Of the teacher of scenes: configs/scenes.py says what each is.
-    config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.05, detour=0.2))
+    config.data.update(dict(wrong=0.25, misplan=0.0, slip=0.05, detour=0.2, mixture=dict()))
     config.optimizer.update(dict(learning_rate=2e-3, muon_learning_rate=2.4e-2, warmup_steps=2, ema=0.99))
     config.train.update(dict(init="", batch_size=2, steps=4, log_every=1, checkpoint_every=2))
     config.sampling.update(dict(flow_steps=2, max_turns=2, answer_tokens=8))

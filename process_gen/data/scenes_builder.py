@@ -87,7 +87,9 @@ class ScenesConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         known = categories(get_level(self.level))
         if unknown := sorted(set(self.mixture) - set(known)):
-            raise ValueError(f"mixture has unknown categories {unknown}; level {self.level!r} has {known}")
+            raise ValueError(f"data.mixture has unknown categories {unknown}; level {self.level!r} has {known}")
+        if self.mixture and not (min(self.mixture.values()) >= 0 < max(self.mixture.values())):
+            raise ValueError(f"data.mixture has weights of 0 and more, one above 0, got {dict(self.mixture)}")
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
@@ -165,7 +167,9 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = get_level(self.builder_config.level).image_size
-        return self.dataset_info_from_configs(
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,  # not README.md, which TFDS would take
             features=features((size, size)),
             metadata=tfds.core.MetadataDict(self.builder_config.settings()),
             disable_shuffling=True,

@@ -181,10 +181,10 @@ class Listing:
             listed |= new.keys()
             part.unlink()
 
-    def first(self, count: int, side: int = 256) -> list[SampledTrajectory]:
-        """The first `count` samples in order of their uids, with images of at most `side` pixels a side."""
+    def first(self, count: int) -> list[SampledTrajectory]:
+        """The first `count` samples in order of their uids, with images of at most 256 pixels a side."""
         found = heapq.nsmallest(count, self.records(), key=lambda record: record.uid)
-        return [self.sampled(record, side) for record in found]
+        return [self.sampled(record, 256) for record in found]
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("trajectories.*.jsonl"))

@@ -140,6 +140,9 @@ def test_the_mixture_decides_the_categories():
         assert all(share > 0.01 for share in mixture.values())
     with pytest.raises(ValueError, match=r"unknown categories \['color'\]"):
         ScenesConfig(name="a", mixture={"color": 1})
+    for weights in (dict(counting=-1, colors=1), dict(counting=0)):
+        with pytest.raises(ValueError, match="data.mixture has weights of 0 and more, one above 0"):
+            ScenesConfig(name="a", mixture=weights)
 
 
 def test_the_name_tells_settings_and_content_apart(monkeypatch):
