@@ -12,6 +12,7 @@ Steps are batches seen before the one that is weighed: the first batch has step 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,9 +81,10 @@ def weight_of(where: str, weight: Any) -> Weight:
 
 
 def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(
-            f"{where} is {value!r}: a weight is a Python number or a schedule of kind {' or '.join(KINDS)}"
+            f"{where} is {value!r}: a weight is a Python number from 0 on, or a schedule of kind "
+            f"{' or '.join(KINDS)}"
         )
     return float(value)
 

@@ -21,6 +21,10 @@ FIXED = ("train.batch_size", "optimizer.name", "optimizer.freeze")
 """Keys of those groups that may not: the order of the data and the optimizer's state depend on them."""
 
 
+ENTRIES = ("losses", "optimizer.groups")
+"""Groups of those whose entries, and what they set, come and go."""
+
+
 def check_same_run(
     stored: Mapping[str, Any], config: dict[str, Any], versions: Mapping[str, str], source: str
 ) -> None:
@@ -41,8 +45,9 @@ def check_same_run(
                 f"config.{key} is {now!r}, and {source} was trained with {before!r}: set --config.{key}="
                 f"{before!r} to go on with it, or start another run in another --workdir"
             )
-    for key, before, now in changed:
-        logging.info("config.%s was %r until here and is %r from now on", key, before, now)
+    for key, *values in changed:
+        before, now = ("not set" if value is None else repr(value) for value in values)
+        logging.info("config.%s was %s until here and is %s from now on", key, before, now)
     for name, before in stored.get("versions", {}).items():
         if versions.get(name) != before:
             logging.warning(
@@ -50,19 +55,19 @@ def check_same_run(
             )
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both values.
+def differences(before: dict[str, Any], now: dict[str, Any], group: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; `group` is the name of what is compared.
 
-    Keys that one side lacks are left out: configs gain keys between versions, and rows of the table of losses
-    come and go.
+    Keys that one side lacks are left out, because configs gain keys between versions. In `ENTRIES` they count
+    as None.
     """
     changed = []
-    for key in sorted(before.keys() & now.keys()):
-        old, new = before[key], now[key]
+    for key in sorted(before.keys() | now.keys() if _under(group, ENTRIES) else before.keys() & now.keys()):
+        name, old, new = f"{group}.{key}".strip("."), before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += [(f"{key}.{inner}", *values) for inner, *values in differences(old, new)]
+            changed += differences(old, new, name)
         elif old != new:
-            changed.append((key, old, new))
+            changed.append((name, old, new))
     return changed
 
 

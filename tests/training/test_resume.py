@@ -50,6 +50,21 @@ def test_how_it_is_trained_may_change_and_is_logged(caplog):
         assert f"config.{key} was" in caplog.text
 
 
+def test_rows_of_losses_and_their_options_that_come_and_go_are_logged(caplog):
+    now = config()
+    clean = now["losses"]["sketch_flow"] | {"timesteps": "clean"}
+    stored = now | {"losses": now["losses"] | {"sketch_flow": clean, "mine": {"loss": "text_kl"}}}
+    with caplog.at_level("INFO", logger="absl"):
+        check(now, stored)
+        check(stored, now)
+    for words in (
+        "was 'clean' until here and is not set",
+        "was not set until here and is 'clean' from",
+    ):
+        assert f"config.losses.sketch_flow.timesteps {words}" in caplog.text
+    assert "config.losses.mine was {'loss': 'text_kl'} until here and is not set" in caplog.text
+
+
 @pytest.mark.parametrize("source", ["folder", "records"])
 def test_a_run_whose_stored_config_has_the_keys_of_scenes_goes_on_without_them(source):
     now = builders.to_json(cli.load_config("configs/bagel_7b.py:paper"))
