@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import operator
 import os
 import sys
@@ -95,17 +96,18 @@ def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
     config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
-    source = open_stored(args.source, layout.image_size, "skip", args.form, 1.0)
-    leaks = None if args.leaks == "none" else tag_of
-    found = checking.examine_all(source, tokenizer, leaks, args.processes, args.limit)
+    source = open_stored(args.source, layout.image_size, "skip", args.form, 1.0, config.data.fields.to_dict())
+    leaks, split = None if args.leaks == "none" else tag_of, config.data.on_long == "split"
+    encode = functools.partial(encode_parts, tokenizer, mix.without_size(layout), split)
+    found = checking.examine_all(source, tokenizer, encode, leaks, args.processes, args.limit)
     print(f"\n{args.source}: {getattr(source, 'name', '')}\n")
     _print_contents(found)
-    split = config.data.on_long == "split"
     _print_layout(found, layout, tokenizer, split)
     if args.show >= 0 and found.good:
         _print_trajectory(source, args.show, tokenizer, layout, builders.build_losses(config), split)
-    if found.bad:
-        check_budget(found.bad, found.good + found.bad, args.budget, found.last_bad, flag=" (--budget)")
+    if bad := found.bad + found.unfit:
+        budget = 0.0 if args.budget is None and config.data.on_error == "fail" else args.budget
+        check_budget(bad, found.good + found.bad, budget, found.last_bad, flag=" (--budget)")
 
 
 def _print_contents(found: checking.Findings) -> None:
@@ -113,7 +115,10 @@ def _print_contents(found: checking.Findings) -> None:
     rows = [
         ("trajectories", found.good),
         ("bad trajectories", found.bad),
+        ("do not fit this layout", found.unfit),
         *((name, count) for name, count in sorted(counts["stages"].items()) if count),
+        ("texts with characters that the tokenizer does not know", counts["lost"].total()),
+        ("names (uid) that come more than once", sum(n for n in counts["uids"].values() if n > 1)),
         ("prompts that come more than once", sum(n for n in counts["prompts"].values() if n > 1)),
         ("the same prompt and last image again", sum(n - 1 for n in counts["digests"].values())),
         ("prompts of GenEval", counts["leaked"].total()),

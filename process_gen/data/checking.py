@@ -20,8 +20,8 @@ import tqdm
 from absl import logging
 
 from process_gen.common.images import UNREADABLE
-from process_gen.data.encode import text_lengths
-from process_gen.data.errors import BadTrajectory
+from process_gen.data.encode import text_ids
+from process_gen.data.errors import BadTrajectory, TooLong
 from process_gen.data.loader import Source
 from process_gen.data.mix import without_pixels
 from process_gen.data.tokenizers import Tokenizer
@@ -54,7 +54,8 @@ class Findings:
 
     Attributes:
       good, bad: how many trajectories can be read, and how many cannot.
-      named, last_bad: messages of the first `NAMED` bad ones and of the last one, with file and line.
+      unfit: how many of the good ones have a text that is too long for the layout, or too many corrections.
+      named, last_bad: messages of the first `NAMED` of both and of the last one, with file and line.
       trajectories: the first `SAMPLED`, without pixels.
       counts: name -> value -> how often it occurs; the values are, by name:
         `problems` messages without the place,
@@ -64,19 +65,23 @@ class Findings:
         `sizes`, `modes`, `formats` of image files; empty where the set keeps pixels,
         each of `PROVENANCE_KEYS` what a trajectory states,
         `unknown` names of unknown fields,
-        `prompts`, `digests` hashes of prompts, and of prompts with the last image,
+        `lost` texts with characters that the tokenizer does not know (by slot),
+        `uids`, `prompts`, `digests` hashes of names, of prompts, and of prompts with the last image,
         `leaked` prompts that are in a benchmark.
     """
 
     good: int = 0
     bad: int = 0
+    unfit: int = 0
     named: list[str] = dataclasses.field(default_factory=list)
     last_bad: str = ""
     trajectories: list[Trajectory] = dataclasses.field(default_factory=list)
     counts: Counts = dataclasses.field(default_factory=lambda: collections.defaultdict(collections.Counter))
 
     def __iadd__(self, other: Findings) -> Findings:
-        self.good, self.bad = self.good + other.good, self.bad + other.bad
+        self.good, self.bad, self.unfit = (
+            getattr(self, name) + getattr(other, name) for name in ("good", "bad", "unfit")
+        )
         self.named += other.named[: NAMED - len(self.named)]
         self.last_bad = other.last_bad or self.last_bad
         self.trajectories += other.trajectories[: SAMPLED - len(self.trajectories)]
@@ -84,21 +89,25 @@ class Findings:
             self.counts[name].update(counts)
         return self
 
-    def add_bad(self, problem: str) -> None:
-        """Counts a bad trajectory; `problem` begins with its place."""
+    def add_bad(self, problem: str, unfit: bool = False) -> None:
+        """Counts a bad trajectory, or one that is `unfit`; `problem` begins with its place."""
         place, _, text = problem.partition(": ")
-        self.bad += 1
+        self.bad, self.unfit = self.bad + (not unfit), self.unfit + unfit
         self.counts["problems"][text[:80] or place] += 1
         self.named, self.last_bad = [*self.named, problem][:NAMED], problem
 
 
 def examine(
-    source: Source, tokenizer: Tokenizer, indices: Sequence[int], leaks: Callable[[str], Any] | None = None
+    source: Source,
+    tokenizer: Tokenizer,
+    indices: Sequence[int],
+    encode: Callable[[Trajectory], Any] | None = None,
+    leaks: Callable[[str], Any] | None = None,
 ) -> Findings:
     """Reads some trajectories, decodes every image, and returns what they hold.
 
-    Of a `StoredSource` the image files are examined too. `leaks` returns a label for a prompt of a benchmark,
-    None for any other.
+    Of a `StoredSource` the image files are examined too. `encode` raises BadTrajectory for a trajectory,
+    without pixels, that does not fit a layout. `leaks` returns a label for prompts of a benchmark, else None.
     """
     found = Findings()
     for index in indices:
@@ -109,7 +118,13 @@ def examine(
             found.add_bad(str(error))
             continue
         found.good += 1
-        found.trajectories.append(without_pixels(trajectory))
+        found.trajectories.append(bare := without_pixels(trajectory))
+        try:
+            _ = encode and encode(bare)
+        except TooLong:  # no error: training leaves it out
+            pass
+        except BadTrajectory as error:
+            found.add_bad(str(error), unfit=True)
         _count_turns(found.counts, trajectory, tokenizer)
         _count_prompt(found.counts, trajectory, leaks)
         if stored is not None:
@@ -127,12 +142,14 @@ def _count_turns(counts: Counts, trajectory: Trajectory, tokenizer: Tokenizer) -
         stages["inspect, text"] += turn.after is not None
         stages[f"{'refine' if turn.refines else 'sketch'}, image"] += turn.image is not None
         stages["refine, words alone"] += turn.image is None
-    for slot, tokens in text_lengths(tokenizer, trajectory):
-        counts[slot][tokens] += 1
+    for slot, ids in text_ids(tokenizer, trajectory):
+        counts[slot][len(ids) + 2] += 1
+        counts["lost"][slot] += tokenizer.unknown_id in ids
 
 
 def _count_prompt(counts: Counts, trajectory: Trajectory, leaks: Callable[[str], Any] | None) -> None:
     texts = f"{trajectory.prompt}\0{trajectory.instruction}".encode()
+    counts["uids"][_digest(trajectory.uid.encode())] += 1
     counts["prompts"][_digest(texts)] += 1
     counts["digests"][_digest(texts, np.ascontiguousarray(trajectory.image).tobytes())] += 1
     for key in PROVENANCE_KEYS:
@@ -167,11 +184,16 @@ def _count_files(counts: Counts, stored: Mapping[str, Any], own: Collection[str]
 
 
 def examine_all(
-    source: Source, tokenizer: Tokenizer, leaks: Callable[[str], Any] | None, processes: int, limit: int
+    source: Source,
+    tokenizer: Tokenizer,
+    encode: Callable[[Trajectory], Any],
+    leaks: Callable[[str], Any] | None,
+    processes: int,
+    limit: int,
 ) -> Findings:
     """Runs `examine` on a whole set, or on its first `limit` trajectories where that is not 0.
 
-    With several processes, each of them gets a pickled copy of the source, the tokenizer and `leaks`.
+    With several processes, each of them gets a pickled copy of the other arguments.
 
     Raises ChildProcessError: one of the processes was ended from outside.
     """
@@ -180,9 +202,9 @@ def examine_all(
     found = Findings()
     with tqdm.tqdm(total=count, unit=" trajectories", desc="checking", mininterval=1.0) as bar:
         if processes <= 1 or len(blocks) <= 1:
-            examined = (examine(source, tokenizer, block, leaks) for block in blocks)
+            examined = (examine(source, tokenizer, block, encode, leaks) for block in blocks)
         else:
-            examined = _examined(min(processes, len(blocks)), (source, tokenizer, leaks), blocks)
+            examined = _examined(min(processes, len(blocks)), (source, tokenizer, encode, leaks), blocks)
         for part in examined:
             found += part
             bar.update(part.good + part.bad)
@@ -207,10 +229,10 @@ _WORKER_ARGS: dict[str, Any] = {}
 """Arguments of `examine` in a worker process, set by `_start`."""
 
 
-def _start(source: Source, tokenizer: Tokenizer, leaks: Any) -> None:
+def _start(source: Source, tokenizer: Tokenizer, encode: Any, leaks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.set_verbosity(logging.ERROR)  # no warnings: `Findings` counts what they report
-    _WORKER_ARGS.update(source=source, tokenizer=tokenizer, leaks=leaks)
+    _WORKER_ARGS.update(source=source, tokenizer=tokenizer, encode=encode, leaks=leaks)
 
 
 def _end_with_parent() -> None:

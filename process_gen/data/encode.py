@@ -79,8 +79,8 @@ def encode_trajectory(tokenizer: Tokenizer, layout: Layout, trajectory: Trajecto
         return _encode(tokenizer, layout, trajectory)
     except (BadTrajectory, markup.BadText) as error:
         bad = error if isinstance(error, BadTrajectory) else BadTrajectory(str(error))
-        if trajectory.uid:
-            bad.args = (f"trajectory {trajectory.uid!r}: {error}",)
+        if place := trajectory.place or (trajectory.uid and f"trajectory {trajectory.uid!r}"):
+            bad.args = (f"{place}: {error}",)
         raise bad from None
 
 
@@ -158,14 +158,14 @@ def _slot_texts(turns: Sequence[Turn], slot: str) -> list[str | None]:
     return [turn.before for turn in turns]
 
 
-def text_lengths(tokenizer: Tokenizer, trajectory: Trajectory) -> Iterator[tuple[str, int]]:
-    """Yields the slot of each text of a trajectory, and its tokens, both brackets included."""
+def text_ids(tokenizer: Tokenizer, trajectory: Trajectory) -> Iterator[tuple[str, list[int]]]:
+    """Yields the slot of each text of a trajectory, and its ids, without those of the two brackets."""
     texts = [("prompt", trajectory.prompt or None), ("instruction", trajectory.instruction or None)]
     for turn in trajectory.turns:
         texts += [("before", turn.before), ("after", turn.after)]
     for slot, text in texts:
         if text is not None:
-            yield slot, len(tokenizer.encode(text)) + 2
+            yield slot, tokenizer.encode(text)
 
 
 def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -> np.ndarray:
@@ -174,7 +174,7 @@ def _encode_text(tokenizer: Tokenizer, text: str | None, size: int, slot: str) -
     if text is not None:
         ids = tokenizer.encode(text)
         if len(ids) > size - 2:
-            raise SlotOverflow(slot, len(ids), size - 2)
+            raise SlotOverflow(slot, len(ids), size - 2, text)
         tokens[: len(ids) + 2] = [tokenizer.im_start, *ids, tokenizer.im_end]
     return tokens
 

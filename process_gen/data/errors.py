@@ -15,12 +15,12 @@ class BadTrajectory(ValueError):
 
 
 class SlotOverflow(BadTrajectory):
-    """A text has `needed` tokens, but its `slot` of the layout has room for `fits`, brackets not counted."""
+    """A `text` has `needed` tokens, and its `slot` of the layout room for `fits`, brackets not counted."""
 
-    def __init__(self, slot: str, needed: int, fits: int):
+    def __init__(self, slot: str, needed: int, fits: int, text: str):
         super().__init__(
             f"the {_SLOT_TEXTS[slot]} has {needed} tokens, {fits} fit "
-            f"(layout.{slot} = {fits + 2}, two of which are brackets)"
+            f"(layout.{slot} = {fits + 2}, two of which are brackets): {text[:60]!r}"
         )
 
 

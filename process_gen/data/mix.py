@@ -47,6 +47,11 @@ def without_pixels(trajectory: Trajectory) -> Trajectory:
     return dataclasses.replace(trajectory, turns=tuple(turns), prompt_image=given, metadata={})
 
 
+def without_size(layout: Layout) -> Layout:
+    """The layout of trajectories `without_pixels`."""
+    return dataclasses.replace(layout, image_size=(0, 0), fields=())
+
+
 def loader_of(
     layout: Layout, found: Sequence[Trajectory], tokenizer: Tokenizer, split: bool = False
 ) -> Loader:
@@ -54,9 +59,10 @@ def loader_of(
 
     `split` splits trajectories that are longer than a row, as `config.data.on_long=split` does.
     """
-    bare = dataclasses.replace(layout, image_size=(0, 0), fields=())
     policy = Policy("skip", 1.0, "split" if split else "drop")
-    return make_loader(found, tokenizer, bare, 1, shuffle=False, epochs=1, prefetch=0, policy=policy)
+    return make_loader(
+        found, tokenizer, without_size(layout), 1, shuffle=False, epochs=1, prefetch=0, policy=policy
+    )
 
 
 # ------------------------------------------------------------- the mix

@@ -153,8 +153,9 @@ def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> 
     """Returns one side of a source that is split in two, for `train` and `validation`.
 
     `validation` gets the `share`, rounded to whole trajectories; which ones depends on it and on how many
-    there are. Of a mixture every source is split, by a share of its own or by one for all. A source that has
-    splits of its own (its `own_splits` is true) is returned as it is.
+    there are. Trajectories of one row, such as several captions of an image, stay together. Of a mixture,
+    every source is split, by a share of its own or by one for all. A source that has splits of its own (its
+    `own_splits` is true) is returned as it is.
     """
     if isinstance(source, Mixture):
         shares = share if isinstance(share, Mapping) else dict.fromkeys(source.parts, share)
@@ -164,6 +165,13 @@ def hold_out(source: Source, share: float | Mapping[str, float], split: str) -> 
     count = round(share * len(source))
     if split == "train" and not count:
         return source
-    order = np.random.default_rng(0).permutation(len(source))
-    indices = np.sort(order[:count] if split == "validation" else order[count:])
-    return Subset(source, indices, f"{split} of {name_of(source)}, {count} of it held out")
+    rows = (
+        source.rows_of_trajectories() if hasattr(source, "rows_of_trajectories") else np.arange(len(source))
+    )
+    _, rows, sizes = np.unique(rows, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(sizes))
+    chosen = order[: np.searchsorted(np.cumsum(sizes[order]), count) + 1][: len(order) - 1]  # one row trains
+    held = np.isin(rows, chosen) if count else np.zeros(len(rows), np.bool_)
+    indices = np.flatnonzero(held if split == "validation" else ~held)
+    told = f"{held.sum()} of it held out" + (" by rows" if len(sizes) < len(rows) else "")
+    return Subset(source, indices, f"{split} of {name_of(source)}, {told}")

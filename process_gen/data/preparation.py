@@ -23,7 +23,7 @@ from absl import logging
 from array_record.python import array_record_module
 
 from process_gen.common import files
-from process_gen.data.encode import TEXT_SLOTS, text_lengths
+from process_gen.data.encode import TEXT_SLOTS, text_ids
 from process_gen.data.scenes_builder import SPLITS, ScenesConfig, scenes_builder
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.distributed import lock
@@ -198,8 +198,8 @@ def _build(config: ScenesConfig, data_dir: str | pathlib.Path) -> Prepared:
             drafts["all"] += 1
             drafts["refined"] += bool(step.refines)
             drafts["slips"] += not step.turns[-1].image_ok
-        for slot, tokens in text_lengths(scenes_tokenizer(), trajectory):
-            longest[slot] = max(longest[slot], tokens)
+        for slot, ids in text_ids(scenes_tokenizer(), trajectory):
+            longest[slot] = max(longest[slot], len(ids) + 2)
 
     builder = scenes_builder(config, data_dir, on_example=count)
     # Nothing is downloaded; the redirect hides what TFDS prints about downloads.

@@ -87,7 +87,9 @@ class ScenesConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         known = categories(get_level(self.level))
         if unknown := sorted(set(self.mixture) - set(known)):
-            raise ValueError(f"data.mixture has unknown categories {unknown}; level {self.level!r} has {known}")
+            raise ValueError(
+                f"data.mixture has unknown categories {unknown}; level {self.level!r} has {known}"
+            )
         if self.mixture and not (min(self.mixture.values()) >= 0 < max(self.mixture.values())):
             raise ValueError(f"data.mixture has weights of 0 and more, one above 0, got {dict(self.mixture)}")
 

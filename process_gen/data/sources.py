@@ -20,7 +20,7 @@ from absl import logging
 
 from process_gen.common import files
 from process_gen.common.names import check_name, hint
-from process_gen.data.encode import TEXT_SLOTS, text_lengths
+from process_gen.data.encode import TEXT_SLOTS, text_ids
 from process_gen.data.errors import BadTrajectory, TooLong, TooManyBadTrajectories, check_budget
 from process_gen.data.formats.opening import FORMATS, RECORDS, open_stored
 from process_gen.data.formats.places import digest_of, place_of
@@ -183,8 +183,8 @@ def _longest(builder: tfds.core.DatasetBuilder, tokenizer: Tokenizer) -> dict[st
     for split in builder.info.splits:
         source = RecordSource(builder, split)
         for index in tqdm.trange(len(source), unit=" trajectories", desc="counting tokens", mininterval=1.0):
-            for slot, tokens in text_lengths(tokenizer, source[index]):
-                longest[slot] = max(longest[slot], tokens)
+            for slot, ids in text_ids(tokenizer, source[index]):
+                longest[slot] = max(longest[slot], len(ids) + 2)
     files.write_json(kept, longest)
     return longest
 

@@ -125,6 +125,7 @@ class StoredSource:
             prompt=record.prompt,
             turns=tuple(turns),
             uid=record.uid or self._uid(unit),
+            place=self.rows.where(unit[0][0]),
             metadata={**record.metadata, **record.sampled},
             prompt_image=prompt_image,
             instruction=record.instruction,
@@ -155,27 +156,34 @@ class StoredSource:
             self.shapes()
         return int(self._turns.sum())
 
+    def rows_of_trajectories(self) -> np.ndarray:
+        """The row that each trajectory begins with, [trajectories]; several may share one."""
+        return np.array([self._unit(number)[0][0] for number in self._order], np.int64)
+
     def shapes(self) -> list[tuple[int, int] | None]:
         """Returns height and width of the last image of each trajectory; None where it cannot be read.
 
         They are read once and cached beside the set, in `shapes.json`: every host and every start of a run
-        then uses the same ones, and a million files are opened only once.
+        then uses the same ones, and a million files are opened only once. One that could not be read is tried
+        again at the next start.
 
         Raises OSError: an image exists, but the file system cannot give it now.
         """
-        place = self.rows.place
+        place, found = self.rows.place, [(None, 0)] * len(self)
         match place.kept(SHAPES):
             case {"of": self.name, "shapes": list(shapes), "turns": list(turns)}:
                 read = all(shape is None or isinstance(shape, list) for shape in shapes)
                 if read and len(shapes) == len(turns) == len(self):
-                    self._turns = np.asarray(turns)
-                    return [shape and tuple(shape) for shape in shapes]
-        numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
-        found = [self._shape(self._unit(number)) for number in numbers]
+                    shapes = [shape and tuple(shape) for shape in shapes]
+                    found = list(zip(shapes, turns, strict=True))
+        unread = [index for index, (shape, _) in enumerate(found) if shape is None]
+        for index in tqdm.tqdm(unread, unit=" images", desc="shapes of images", mininterval=1.0):
+            found[index] = self._shape(self._unit(self._order[index]))
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
         self._turns = np.asarray(turns, np.int64)
-        content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
-        place.keep(SHAPES, content.encode(), "looks up all shapes again")
+        if unread:
+            content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
+            place.keep(SHAPES, content.encode(), "looks up all shapes again")
         return shapes
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:

@@ -42,11 +42,13 @@ class Tokenizer:
       im_start, im_end, vision_start, vision_end, end_of_text: control ids.
       reserved: ids below vocab_size that stand for no text: control and padding tokens, unused ids.
       fingerprint: hash of all that the ids depend on; ids of another fingerprint have other meanings.
+      unknown_id: id of characters that the vocabulary does not hold; None where it holds all.
     """
 
     vocab_size: int
     reserved: frozenset[int]
     fingerprint: str
+    unknown_id: int | None = None
 
     def __init__(self, ids: Mapping[str, int], whole: Sequence[str]):
         """`ids` are those of all special tokens, of which those in `whole` may stand in a text."""
@@ -110,7 +112,7 @@ class SentencePieceTokenizer(Tokenizer):
         if missing:
             raise ValueError(f"the SentencePiece model lacks the special tokens {', '.join(missing)}")
         super().__init__(ids, MARKUP_TOKENS)
-        self.vocab_size = len(self._pieces)
+        self.vocab_size, self.unknown_id = len(self._pieces), self._processor.unk_id()
         silent = {self._processor.pad_id(), *(ids[token] for token in CONTROL_TOKENS)}
         self.reserved = frozenset(silent - {PAD_ID})
 
@@ -125,8 +127,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(text)
 
     def _decode(self, run: list[int]) -> str:
-        known, unknown = range(self.vocab_size), self._processor.unk_id()
-        pieces = [self._pieces[i] if i in known and i != unknown else UNKNOWN for i in run]
+        known = range(self.vocab_size)
+        pieces = [self._pieces[i] if i in known and i != self.unknown_id else UNKNOWN for i in run]
         # SentencePiece puts a space in front of the first word.
         return "".join(pieces).replace(SPACE, " ").removeprefix(" ")
 

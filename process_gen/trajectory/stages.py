@@ -222,7 +222,8 @@ class Trajectory:
     Attributes:
       prompt: the text that the final image has to satisfy.
       turns: at least one; the first one is a draft.
-      uid: names the trajectory in logs and error messages.
+      uid: names the trajectory.
+      place: the file and line that it was read from, for messages; "" where there is none.
       metadata: what else the source knows (JSON-like), e.g. the scene graph.
       prompt_image: an input image that the prompt shows after its text, [height, width, 3] uint8.
       instruction: what the prompt says after that image, e.g. how to edit it.
@@ -249,6 +250,7 @@ class Trajectory:
     supervised: frozenset[Stage] = frozenset(Stage)
     context_turns: int = 0
     ends: bool = True
+    place: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         if not self.turns:

@@ -16,7 +16,7 @@ from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy
-from process_gen.data.stored import SHAPES
+from process_gen.data.stored import SHAPES, StoredSource
 from process_gen.models.config import model_config
 from process_gen.models.vit import grid_of, reshaped
 from process_gen.trajectory.layout import Layout
@@ -98,11 +98,16 @@ def test_shapes_are_looked_up_once(folder, monkeypatch):
     first = source.shapes()
     assert first[3] is None and first[0] == (20, 20) and (folder / SHAPES).is_file()
 
-    def look(path):
+    looked = []
+    monkeypatch.setattr(StoredSource, "_shape", lambda _, unit: looked.append(unit) or (None, 0))
+    assert source.shapes() == first
+    unread = [index for index, shape in enumerate(first) if shape is None]
+    assert [index for ((index,), _) in looked] == unread, "only what could not be read"
+
+    def look(*_):
         raise RuntimeError("looked up again")
 
-    monkeypatch.setattr("process_gen.data.images.shape_of", look)
-    assert source.shapes() == first
+    monkeypatch.setattr(StoredSource, "_shape", look)
     (folder / SHAPES).write_text("{")
     with pytest.raises(RuntimeError, match="looked up again"):
         source.shapes()

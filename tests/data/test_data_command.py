@@ -125,6 +125,34 @@ def odd_set(folder):
     return folder
 
 
+def test_what_training_would_refuse_ends_with_2(tmp_path, capsys):
+    folder, config = tmp_path / "mine", tmp_path / "mine.py"
+    folder.mkdir()
+    PIL.Image.new("RGB", (32, 32)).save(folder / "a.png")
+    turn = {"image": "a.png", "quality": 0.5}
+    lines = [{"prompt": "a circle", "turns": [turn]} for _ in range(11)]
+    lines[0] |= {"uid": "x", "prompt": "пейзаж"}
+    lines[1] |= {"uid": "x", "turns": [turn | {"inspect": "circle " * 40}]}
+    lines[2]["turns"] = [turn | {"quality": "high"}]
+    (folder / LISTING).write_text("\n".join(map(json.dumps, lines)))
+    config.write_text(
+        "from process_gen.experiment import cli\n"
+        "def get_config():\n"
+        '    config = cli.load_config("configs/scenes.py:debug")\n'
+        '    with config.unlocked(): config.data.fields = dict(quality="number")\n'
+        "    return config\n"
+    )
+    flags = ["check", str(folder), f"--config={config}", "--show=-1", "--processes=1"]
+    assert main([*flags, "--config.data.on_error=skip"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for told in ("bad trajectories 1 ", "do not fit this layout 1 ", "the tokenizer does not know 1 "):
+        assert told in out
+    assert "names (uid) that come more than once 2 " in out and "unknown fields" not in out
+    assert f"{LISTING}, line 2: the inspection has 40 tokens, 16 fit" in out
+    assert f"{LISTING}, line 3: turns[0].quality is no number: 'high'" in out
+    assert "2 of 11 trajectories are bad, 0.00% may be (--budget)" in refused(capsys, *flags)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_set_is_looked_at_before_a_run(tmp_path, capsys, monkeypatch, processes):
     monkeypatch.setattr("process_gen.data.checking.BLOCK", 4)

@@ -107,6 +107,19 @@ def test_what_is_held_out_is_never_trained_on():
     assert hold_out(with_splits, 0.5, "validation") is with_splits
 
 
+def test_trajectories_of_one_row_are_held_out_together():
+    source = ToySource(101)
+    source.rows_of_trajectories = lambda: np.arange(101) // 3  # three captions of each image
+    train, validation = (hold_out(source, 0.1, split) for split in ("train", "validation"))
+    rows = [{int(index) // 3 for index in one.indices} for one in (train, validation)]
+    assert not rows[0] & rows[1] and len(train) + len(validation) == 101
+    assert 10 <= len(validation) <= 12 and validation.name.endswith(
+        f"{len(validation)} of it held out by rows"
+    )
+    source.rows_of_trajectories = lambda: np.zeros(101, int)  # one row alone is trained on
+    assert (len(hold_out(source, 0.1, "train")), len(hold_out(source, 0.1, "validation"))) == (101, 0)
+
+
 def test_what_cannot_be_mixed_says_so():
     with pytest.raises(ValueError, match="weight of source 'images' must be above 0"):
         mixture(weights=(1.0, 0.0))
