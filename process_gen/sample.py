@@ -52,7 +52,7 @@ from process_gen.distributed import hosts, lock, stopping
 from process_gen.evaluation.reading import verdict_of
 from process_gen.models.autoencoder import geometry
 from process_gen.reports import files
-from process_gen.reports.listing import Key, Listing
+from process_gen.reports.listing import Key, Listing, key_of
 from process_gen.reports.overview import describe
 from process_gen.reports.page import write_page
 from process_gen.sampling import Sampler, SamplerConfig
@@ -90,7 +90,7 @@ class SampleRequest:
     @property
     def key(self) -> Key:
         """Identifies its sample in a listing."""
-        return self.prompt.text, self.prompt.instruction, self.seed
+        return key_of(self.prompt.text, self.prompt.instruction, self.seed, self.image)
 
 
 def read_prompts(source: bytes, name: str) -> list[str]:
@@ -269,7 +269,7 @@ def settings_of(sampler: Sampler, restored: Restored, values: Any) -> dict[str, 
     weights = {"weights": restored.source, "which": values.which, "dtype": sampler.model.config.dtype}
     how = dataclasses.asdict(sampler.config)
     del how["seed"]  # every line has its own
-    return {**weights, "images": list(values.images), **shape, **how}
+    return {**weights, **shape, **how}
 
 
 def report(listing: Listing, shown: Sequence[SampledTrajectory], settings: dict[str, Any]) -> pathlib.Path:

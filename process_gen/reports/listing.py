@@ -41,8 +41,13 @@ from process_gen.trajectory.stages import Mode, Turn
 
 NAME, SETTINGS = "trajectories.jsonl", "settings.json"
 
-Key = tuple[str, str, int]
-"""What identifies a sample: (prompt, instruction, seed)."""
+Key = tuple[str, str, int, str]
+"""What identifies a sample: prompt, instruction, seed, SHA-256 of the prompt's image ("" for none)."""
+
+
+def key_of(prompt: str, instruction: str, seed: int, image: np.ndarray | None) -> Key:
+    """The key of a sample; `image` is that of its prompt, as the model gets it, [height, width, 3] uint8."""
+    return prompt, instruction, seed, "" if image is None else hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def save_trajectory(
@@ -150,7 +155,8 @@ class Listing:
         _append(
             self._own, save_trajectory(self.folder, dataclasses.replace(trajectory, uid=uid), self._strips)
         )
-        self._count(uid, (trajectory.prompt, trajectory.instruction, trajectory.seed), trajectory.verdict)
+        t = trajectory
+        self._count(uid, key_of(t.prompt, t.instruction, t.seed, t.prompt_image), t.verdict)
 
     def records(self) -> Iterator[Record]:
         """Yields the listed samples, without their images."""
@@ -191,7 +197,8 @@ class Listing:
 
     def _count_records(self, records: Iterable[Record]) -> None:
         for record in records:
-            key = (record.prompt, record.instruction, record.sampled.get("seed", 0))
+            given = None if record.prompt_image is None else self._image(record.prompt_image, None)
+            key = key_of(record.prompt, record.instruction, record.sampled.get("seed", 0), given)
             self._count(record.uid, key, record.sampled.get("verdict"))
 
     def _count(self, uid: str, key: Key, verdict: Mapping[str, Any] | None) -> None:

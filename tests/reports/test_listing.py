@@ -11,7 +11,7 @@ from PIL import Image
 from process_gen.data.errors import BadTrajectory
 from process_gen.data.formats.opening import open_stored
 from process_gen.reports import files
-from process_gen.reports.listing import NAME, Listing, save_trajectory
+from process_gen.reports.listing import NAME, Listing, key_of, save_trajectory
 from process_gen.trajectory.record import SAMPLED_KEYS
 from process_gen.trajectory.sampled import SampledTrajectory
 from process_gen.trajectory.stages import TURN_FIELDS
@@ -146,7 +146,7 @@ def test_a_listing_gives_back_what_was_added(tmp_path):
     written_to(tmp_path, *written)
     again = Listing(tmp_path, {})
     assert (len(again), again.judged, again.right) == (3, 1, 0)
-    assert again.done == {(one.prompt, one.instruction, one.seed) for one in written}
+    assert again.done == {key_of(one.prompt, one.instruction, one.seed, one.prompt_image) for one in written}
     first = again.first(2)
     assert [one.uid for one in first] == ["0000", "0001"]
     for one, other in zip(first, written, strict=False):
