@@ -5,8 +5,10 @@
 `--jobs=local` runs the cells here, `--parallel` at a time, and ends with 1 where one failed.
 `--jobs=claim` is for many processes, on any hosts that share the workdir: each takes cells until
 none is left, and ends with 0 even if some failed, since launchers restart on other exit codes.
-`--jobs=print` prints the command of every cell that is not done, for a scheduler of yours.
-Started again, it skips cells that are done, and repeats failed ones with `--retry` only.
+`--jobs=print` prints the command of every cell that nobody runs and that has no results, for a
+scheduler of yours; once more after that, it lists what has results in results.jsonl.
+Started again, a sweep skips cells that are done, and repeats failed ones with `--retry` only. It
+says which cells were run with another config, as before an edit; remove their folders to run them.
 
 A sweep file has
 
@@ -15,14 +17,18 @@ A sweep file has
     def get_hyper(hyper):
         return hyper.sweep("config.optimizer.learning_rate", [1e-3, 2e-3])
 
-with keys `config.a.b`, `sampling.x`, `task_args.x` or the name of any other flag; see
+with keys `config.a.b`, `sampling.x`, `task_args.x`, `arm_args.x` or the name of any other flag; see
 `process_gen.sweeps.hyper`.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
+import hashlib
+import re
 import shlex
+import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -31,7 +37,7 @@ import process_gen
 from process_gen.common import buckets
 from process_gen.experiment import cli
 from process_gen.reports.table import table
-from process_gen.sweeps.cells import Cell, expand, gather, write_manifest
+from process_gen.sweeps.cells import Cell, expand, gather, results_of, write_manifest
 from process_gen.sweeps.hyper import SweepError
 from process_gen.sweeps.running import LOG, Sweep
 
@@ -52,14 +58,22 @@ def load_sweep(path: str) -> list[Cell]:
         raise SweepError(f'{found} has no COMMAND = ("process_gen.train", "--config=...")')
     with cli.errors_of(found):
         cells = expand(module.get_hyper, module.COMMAND, process_gen.__version__)
-    config = functools.cache(cli.load_config)
-    for cell in cells:
-        if cell.command[0] == "process_gen.train":
-            specs = [word.partition("=")[2] for word in cell.command if word.startswith("--config=")]
-            if not specs:
-                raise SweepError(f"{found}: COMMAND needs --config=FILE.py:VARIANT")
-            cli.check_overrides(config(specs[-1]), cell.command)
-    return cells
+    return [_with_content(cell, found) if cell.command[0] == "process_gen.train" else cell for cell in cells]
+
+
+def _with_content(cell: Cell, path: str) -> Cell:
+    """A cell that trains, with a digest of its config and of its losses' code; raises as `load_sweep`."""
+    from process_gen.losses.registry import source_of  # imports JAX, which takes seconds
+
+    specs = [word.partition("=")[2] for word in cell.command if word.startswith("--config=")]
+    if not specs:
+        raise SweepError(f"{path}: COMMAND needs --config=FILE.py:VARIANT")
+    overrides = [word for word in cell.command if re.match(r"--?(?:no)?config\.", word)]
+    config = cli.config_with(specs[-1], overrides)
+    parts = [config.to_json_best_effort(sort_keys=True)]
+    with contextlib.suppress(KeyError):  # of an unknown loss: the training says so
+        parts += [source_of(row.loss) for row in config.losses.values()]
+    return dataclasses.replace(cell, content=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16])
 
 
 def table_of(sweep: Sweep) -> str:
@@ -68,7 +82,8 @@ def table_of(sweep: Sweep) -> str:
     rows = []
     for cell in sweep.cells:
         settings = ["-" if (value := cell.settings.get(key)) is None else str(value) for key in keys]
-        rows.append([cell.id, *settings, sweep.state(cell), sweep.outcome(cell).get("seconds")])
+        state = "done, old config" if sweep.is_stale(cell) else sweep.state(cell)
+        rows.append([cell.id, *settings, state, sweep.outcome(cell).get("seconds")])
     return table(rows, ["cell", *keys, "state", "seconds"], digits=1)
 
 
@@ -82,9 +97,12 @@ def main(argv: Sequence[str]) -> int:
     cells = load_sweep(values.config)
     write_manifest(cells, values.workdir)
     sweep = Sweep(cells, values.workdir, retry=values.retry)
+    for cell in filter(sweep.is_stale, cells):
+        print(f"config changed since it was run: {cell.folder(values.workdir)}", file=sys.stderr)
     if values.jobs == "print":
+        gather(cells, values.workdir)
         for cell in cells:
-            if sweep.state(cell) != "done":
+            if sweep.state(cell) in ("open", "failed") and not results_of(cell, values.workdir):
                 print(shlex.join(["python", *cell.python_args(values.workdir)]))
         return 0
     try:

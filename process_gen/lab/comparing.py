@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import functools
 import html
-import inspect
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
 from process_gen.experiment.builders import ConfigError
 from process_gen.lab.setting import Setting
-from process_gen.losses import get_loss
+from process_gen.losses.registry import source_of
 from process_gen.reports import plots
 from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
@@ -330,18 +329,9 @@ def _described(config: ConfigDict) -> tuple[dict[str, Any], dict[str, str]]:
     fields = builders.to_json(config)
     losses = fields.pop("losses")
     rows = {
-        name: json.dumps(row, sort_keys=True) + _source(row["loss"]) for name, row in losses.items() if row
+        name: json.dumps(row, sort_keys=True) + source_of(row["loss"]) for name, row in losses.items() if row
     }
     return fields, rows
-
-
-def _source(loss: str) -> str:
-    """The source code of a loss function, or its byte code where the source is not available."""
-    function = get_loss(loss).function
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return repr(getattr(getattr(function, "__code__", None), "co_code", function))
 
 
 def _unlike(arms: Mapping[str, ConfigDict]) -> tuple[list[str], frozenset[str]]:

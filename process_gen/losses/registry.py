@@ -121,6 +121,15 @@ def _options(function: LossFunction) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "stage"}
 
 
+def source_of(name: str) -> str:
+    """The source code of the loss called `name`, or its byte code where the source is not available."""
+    function = get_loss(name).function
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(getattr(getattr(function, "__code__", None), "co_code", function))
+
+
 def _is_ours(name: str) -> bool:
     return name in _LOSSES and _LOSSES[name].function.__module__.startswith(OURS)
 

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 FOLDER_FLAG = {"process_gen.train": "workdir"}
 """Module -> the flag for the output folder of a cell, where that is not `output_dir`."""
-REPEATED = ("sampling", "task_args")
+REPEATED = ("sampling", "task_args", "arm_args")
 """Flags that are given once for each setting: `sampling.text_scale` is `--sampling=text_scale=...`."""
 
 
@@ -30,11 +30,13 @@ class Cell:
       settings: key -> value of what the sweep varies.
       command: module and flags, without the flag for the output folder.
       version: of the package.
+      content: a digest of all that the config of its command says, "" where it has none; not part of the id.
     """
 
     settings: Mapping[str, Value]
     command: tuple[str, ...]
     version: str
+    content: str = ""
 
     @property
     def id(self) -> str:
@@ -101,14 +103,19 @@ def write_manifest(cells: Sequence[Cell], workdir: str | os.PathLike[str]) -> pa
     return path
 
 
+def results_of(cell: Cell, workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The results files of an evaluation that a cell's command has written."""
+    folder = cell.folder(workdir)
+    places = folder / "results.json", folder / "evaluation" / "results.json"
+    return [place for place in places if place.is_file()]
+
+
 def gather(cells: Iterable[Cell], workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Writes a line to `RESULTS` for each results file: id and settings of its cell, path in the workdir."""
     path, lines = pathlib.Path(workdir) / RESULTS, []
     for cell in cells:
-        folder = cell.folder(workdir)
-        for place in (folder / "results.json", folder / "evaluation" / "results.json"):
-            if place.is_file():
-                where = place.relative_to(workdir).as_posix()
-                lines.append({"id": cell.id, "settings": cell.settings, "results": where})
+        for place in results_of(cell, workdir):
+            where = place.relative_to(workdir).as_posix()
+            lines.append({"id": cell.id, "settings": cell.settings, "results": where})
     files.write_json_lines(path, lines)
     return path

@@ -16,6 +16,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 Value = bool | int | float | str | tuple
 Settings = dict[str, Value]
 
@@ -72,7 +74,8 @@ def _joined(cells: Sequence[Settings]) -> Settings:
 
 
 def _plain(key: str, value: Value) -> Value:
-    """A value that a command line can hold and that reads back as the same."""
+    """A value that a command line can hold and that reads back as the same; NumPy's as Python's."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, tuple):
         return tuple(_plain(key, one) for one in value)
     finite = not isinstance(value, float) or math.isfinite(value)

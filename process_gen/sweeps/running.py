@@ -81,6 +81,10 @@ class Sweep:
         """How it ended: `code`, `seconds`, `command`, `ended`, `tail` (of a failed one); {} before."""
         return self._read(cell, DONE) or self._read(cell, FAILED) or {}
 
+    def is_stale(self, cell: Cell) -> bool:
+        """Whether a cell is done, and its config has said something else then."""
+        return (self._read(cell, DONE) or {}).get("content", cell.content) != cell.content
+
     def run(self, parallel: int = 1, *, wait: bool = True, show: Callable[[str], None] | None = None) -> None:
         """Runs the cells that no process has run or is running.
 
@@ -171,6 +175,7 @@ class Sweep:
             "seconds": round(time.time() - began, 3),
             "command": ["python", *words],
             "ended": time.time(),
+            "content": cell.content,
         }
         if code == 0:
             files.write_json(folder / DONE, outcome)

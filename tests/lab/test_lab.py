@@ -56,6 +56,12 @@ OWN = ("mine", "bright")
 """Rows with losses of these tests."""
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_call(monkeypatch):
+    """Tests run in any order, and `compare` notes what has changed since its last call."""
+    monkeypatch.setattr(comparing, "_LAST", {})
+
+
 @pytest.fixture(scope="module")
 def every_loss(config):
     """With decisions, a loss of one's own, and one of whole turns."""
@@ -276,8 +282,7 @@ def test_arms_of_other_data_get_no_verdict():
     assert found.differences()[0].verdict == "other trajectories"
 
 
-def test_a_changed_loss_is_said(config, monkeypatch):
-    monkeypatch.setattr(comparing, "_LAST", {})
+def test_a_changed_loss_is_said(config):
     mine = config.copy_and_resolve_references()
     with mine.unlocked():
         mine.losses.mine = dict(loss="test_changing", stage="sketch", weight=1.0)

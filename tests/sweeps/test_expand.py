@@ -15,7 +15,7 @@ import yaml
 
 from process_gen import sweep as command
 from process_gen.experiment import cli
-from process_gen.sweeps import hyper
+from process_gen.sweeps import hyper, running
 from process_gen.sweeps.cells import Cell, expand, flag, write_manifest
 from process_gen.sweeps.hyper import SweepError
 
@@ -39,7 +39,7 @@ def test_product_zip_and_chain():
     [
         (lambda: hyper.sweep("a", []), r"sweep\('a', ...\) has no values"),
         (lambda: hyper.sweep("a", "xy"), "takes a list of values, got the text 'xy'"),
-        (lambda: hyper.sweep("a", [np.float32(1)]), "a takes finite numbers.* a float32"),
+        (lambda: hyper.sweep("a", [b"x"]), "a takes finite numbers.* a bytes"),
         (lambda: hyper.sweep("a", [1, None]), "a takes .* got None"),
         (lambda: hyper.sweep("a", [float("nan")]), "a takes finite numbers"),
         (lambda: hyper.sweep("a", [(1, [2])]), r"a takes .* got \[2\], a list"),
@@ -74,6 +74,39 @@ def test_the_id_is_of_all_that_matters_and_each_cell_stands_once():
     assert len(ids | {Cell({"a": 1}, words, "0.1").id for words in others}) == 5
     twice = expand(lambda h: h.chainit([h.sweep("a", [1, 2]), h.sweep("a", [2, 3])]), "module", "")
     assert [one.settings["a"] for one in twice] == [1, 2, 3]
+
+
+def test_a_cell_that_was_run_with_another_config_is_named(tmp_path, capsys):
+    config, file = tmp_path / "mine.py", tmp_path / "sweep.py"
+    text = (
+        "from process_gen.experiment import cli\n"
+        "def get_config():\n"
+        '    config = cli.load_config("configs/scenes.py:debug")\n'
+        "    with config.unlocked(): config.losses.plan_text.weight = 0.5\n"
+        "    return config\n"
+    )
+    file.write_text(
+        f'COMMAND = ("process_gen.train", "--config={config}")\n'
+        'def get_hyper(hyper): return hyper.sweep("config.seed", [0, 1])'
+    )
+    config.write_text(text)
+    before = command.load_sweep(str(file))
+    assert len({cell.content for cell in before}) == 2 and before == command.load_sweep(str(file))
+    done = before[0].folder(tmp_path) / running.DONE
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"content": before[0].content}))
+    config.write_text(text.replace("0.5", "0.25"))
+    after = command.load_sweep(str(file))
+    assert [one.id for one in after] == [one.id for one in before]
+    for cells, state in ((before, "done"), (after, "done, old config")):
+        table = command.table_of(running.Sweep(cells, tmp_path)).splitlines()
+        assert f" {state} " in f"{table[2]} " and " open " in f"{table[3]} "
+
+
+def test_numpy_values_are_plain_ones():
+    (one, two) = hyper.sweep("x", np.array([1e-3, 2.0]))
+    assert (type(one["x"]), one, two) == (float, {"x": 1e-3}, {"x": 2.0})
+    assert flag("arm_args.planner.model", "m") == "--arm_args=planner.model=m"
 
 
 def test_the_manifest_is_the_same_text_wherever_it_lies(tmp_path):
