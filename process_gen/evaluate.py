@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -234,12 +235,7 @@ def _asked(
         "dtype": sampler.model.config.dtype,
     }
     arms = list(dict.fromkeys(values.arms)) or [sampler.config.mode.value]
-    if odd := [text for text in values.seeds if not text.strip().isdecimal()]:
-        raise TaskError(f"--seeds takes whole numbers with commas between them, got {odd[0]!r}")
-    seeds = list(dict.fromkeys(map(int, values.seeds)))
-    if not seeds:
-        raise TaskError("--seeds is empty: give one, such as --seeds=0")
-    cells = []
+    seeds, cells = _seeds(values) or [0], []
     for task in options:
         told = dict(options[task])
         if task == "scenes":
@@ -259,13 +255,28 @@ def _asked(
         ]  # fmt: skip
     for one, of_arm in cells:
         of_arm.check([draw.prompt for draw in one.wanted])
+    for task, prompts in {one.task: dict.fromkeys(doc.input for doc in one.docs) for one, _ in cells}.items():
+        unknown = [(text, words[0]) for text in prompts if (words := sampler.tokenizer.unknown(text))]
+        if unknown and hosts.is_lead():
+            print(
+                f"warning: {len(unknown)} of {len(prompts)} prompts of {task} have words that are not in the "
+                f"vocabulary, such as {unknown[0][1]!r} in {unknown[0][0]!r}, which may draw anything",
+                file=sys.stderr,
+            )
     return cells, restored.config
+
+
+def _seeds(values: Any) -> list[int]:
+    if odd := [text for text in values.seeds if not text.strip().isdecimal()]:
+        raise TaskError(f"--seeds takes whole numbers with commas between them, got {odd[0]!r}")
+    return list(dict.fromkeys(map(int, values.seeds)))
 
 
 def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[CellSpec]:
     """The cells of an earlier `images` stage that `--tasks` and `--arms` name.
 
-    Options of the command line, such as those of another judge, replace the stored ones.
+    Options of the command line, such as those of another judge, replace the stored ones; its seeds and
+    numbers of prompts choose among what was drawn.
     """
     found = pipeline.remembered(pathlib.Path(_folder(values)))
     wanted = [
@@ -275,7 +286,17 @@ def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[C
         raise TaskError(
             f"{_folder(values)} holds no images of such a task and arm: --stage=images draws them"
         )
-    return [dataclasses.replace(one, options={**one.options, **options[one.task]}) for one in wanted]
+    seeds = _seeds(values)
+    for one in wanted:
+        if absent := sorted({*seeds} - {*one.seeds}):
+            raise TaskError(f"{_folder(values)} has no images of seed {absent[0]}: --stage=images draws them")
+    some = {name: value for name in ("limit", "per_group") if (value := getattr(values, name))}
+    return [
+        dataclasses.replace(
+            one, options={**one.options, **options[one.task]}, seeds=seeds or one.seeds, **some
+        )
+        for one in wanted
+    ]
 
 
 def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -321,7 +342,7 @@ def define_flags() -> None:
         [],
         "An option of a chat model of --arms, as planner.model=NAME or inspector.base_url=URL.",
     )
-    flags.DEFINE_list("seeds", ["0"], "Seeds; every prompt is drawn with each.")
+    flags.DEFINE_list("seeds", [], "Seeds; every prompt is drawn with each, with seed 0 by default.")
     flags.DEFINE_integer("limit", 0, "Prompts of a task, from every group in turn; 0 for all.", lower_bound=0)
     flags.DEFINE_integer("per_group", 0, "Prompts of each group; 0 for all.", lower_bound=0)
     flags.DEFINE_string("stage", "all", f"Of {', '.join(STAGES)}.")

@@ -40,7 +40,7 @@ def options(folder, **changes) -> types.SimpleNamespace:
     """The flags of a command, with some of them changed."""
     values = dict(
         workdir=None, which="ema", config=None, tokenizer=None, dtype=None, tasks=["scenes"], task_args=[],
-        arms=[], arm_args=[], seeds=["0"], limit=0, per_group=0, stage="all", states="all", images=None,
+        arms=[], arm_args=[], seeds=[], limit=0, per_group=0, stage="all", states="all", images=None,
         batch_size=64, mesh="", sampling=[], output_dir=str(folder), pictures=24,
         compare=[], allow=[], pool=[],
         coordinator=None, num_processes=None, process_id=None, forced=False,
@@ -99,6 +99,21 @@ def test_stages_one_by_one_are_all_at_once(restored, tmp_path):
     assert last.split("\n\n/")[0] == text
     with pytest.raises(ValueError, match="holds no images of such a task and arm"):
         run(options(other, stage="judge", arms=["plan_only"]))
+    with pytest.raises(ValueError, match="has no images of seed 2: --stage=images draws them"):
+        run(options(other, stage="report", seeds=["0", "2"]))
+    run(options(other, stage="report", seeds=["1"], arms=["process"], pictures=0))
+    (cell,) = results.load(other / "results.json")
+    assert cell.seeds == [1] and {one.seed for one in cell.outcomes} == {1}
+
+
+def test_words_that_the_model_does_not_know_are_a_warning(restored, tmp_path, capsys, monkeypatch):
+    knows_circles = types.SimpleNamespace(unknown=lambda text: ["star"] if "star" in text else [])
+    monkeypatch.setattr(TeacherSampler, "tokenizer", knows_circles)
+    (tmp_path / "mine.txt").write_text("a red circle\na star\n")
+    told = dict(tasks=["prompts"], task_args=[f"prompts.data={tmp_path / 'mine.txt'}"], pictures=0)
+    run(options(tmp_path, workdir="photographs", **told))
+    said = "1 of 2 prompts of prompts have words that are not in the vocabulary, such as 'star' in 'a star'"
+    assert said in capsys.readouterr().err
 
 
 def test_two_files_compare_and_runs_are_told_apart_by_what_differs(restored, tmp_path):

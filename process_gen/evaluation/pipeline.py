@@ -262,11 +262,16 @@ def layout_of(folder: pathlib.Path, one: CellSpec) -> pathlib.Path:
 
 
 def verdicts_of(folder: pathlib.Path, one: CellSpec, judge: Judge, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Yields the latest verdict on every image of the trajectories that a cell's outcomes are made from."""
-    uids = {outcome.uid for outcome in cell.outcomes}
+    """Yields the latest verdict on every image of the trajectories that a cell's outcomes are made from.
+
+    What all candidates of a chosen image took stands with that image, as in the outcome.
+    """
+    outcomes = {outcome.uid: outcome for outcome in cell.outcomes}
     rows = judging.read_verdicts(judging.verdicts_path(folder / one.place, judge))
-    latest = {judging.key_of(row): row for row in rows if row["uid"] in uids and "error" not in row}
-    yield from latest.values()
+    latest = {judging.key_of(row): row for row in rows if row["uid"] in outcomes and "error" not in row}
+    for row in latest.values():
+        facts = outcomes[row["uid"]].facts
+        yield {**row, "facts": facts} if row["final"] and facts else row
 
 
 def lay_out(folder: pathlib.Path, one: CellSpec, cell: Cell | None = None) -> list[pathlib.Path]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from process_gen.common import files
 from process_gen.evaluation import forced
-from process_gen.evaluation.counts import Counts, add_to, counts_from_json, counts_to_json, shares_of_counts
+from process_gen.evaluation.counts import Counts, counts_from_json, counts_to_json, shares_of_counts
 from process_gen.evaluation.statistics import Interval, Shares, mean_interval, score_interval, shares_of
 
 KIND = "process_gen evaluation"
@@ -27,7 +26,7 @@ FACTS = ("steps", "images", "corrections", "sampling_steps", "seconds")
 """What a trajectory took (`judging.facts`); unknown of images that another program made."""
 
 
-_COUNTED = ("counts", "forced")
+COUNTED = ("counts", "forced")
 """Fields of a cell that map `doc_id` to `Counts`."""
 
 
@@ -185,7 +184,7 @@ class Cell:
             **kept,
             "scores": named("scores"),
             "groups": {g: {**i, "n": len(self.of_group(g))} for g, i in named("groups").items()},
-            **{key: {d: counts_to_json(c) for d, c in getattr(self, key).items()} for key in _COUNTED},
+            **{key: {d: counts_to_json(c) for d, c in getattr(self, key).items()} for key in COUNTED},
             "process": named("process"),
             "states": named("states"),
             "means": self.means(),
@@ -197,7 +196,7 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Reads what `to_json` wrote; what follows from the outcomes is computed again."""
         fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
-        counts = {key: {d: counts_from_json(c) for d, c in data[key].items()} for key in _COUNTED}
+        counts = {key: {d: counts_from_json(c) for d, c in data[key].items()} for key in COUNTED}
         outcomes = tuple(Outcome(**one) for one in data["outcomes"])
         return cls(**{**fields, **counts, "outcomes": outcomes})
 
@@ -207,51 +206,6 @@ def save(path: str | os.PathLike[str], cells: Sequence[Cell], known: Mapping[str
     data = {"kind": KIND, "schema": SCHEMA, **known, "cells": [cell.to_json() for cell in cells]}
     files.write_json(path, data, indent=1, allow_nan=False)
     return pathlib.Path(path)
-
-
-def pooled(cells: Sequence[tuple[Cell, Mapping[str, Any]]], keys: Collection[str]) -> list[Cell]:
-    """Merges cells, given with their settings in a sweep, that differ in `keys` (say `config.seed`) alone.
-
-    The other settings name the checkpoint of a merged cell. Each value of `keys` gets a range of evaluation
-    seeds of its own, the same in every merged cell, so comparisons pair trainings of one value. Prompts stay
-    the clusters.
-
-    Raises:
-      ResultsError: cells to be merged were asked for different prompts.
-    """
-    values = [json.dumps([settings.get(key) for key in keys]) for _, settings in cells]
-    rank = {value: number for number, value in enumerate(sorted(set(values)))}
-    most = 1 + max((one.seed for cell, _ in cells for one in cell.outcomes), default=0)
-    groups: dict[tuple[str, ...], list[tuple[int, Cell]]] = {}
-    for (cell, settings), value in zip(cells, values, strict=True):
-        rest = {key: value for key, value in settings.items() if key not in keys}
-        name = ", ".join(str(x) if key == "config" else f"{key}={x}" for key, x in rest.items())
-        groups.setdefault((cell.task, cell.arm, name), []).append((rank[value], cell))
-    return [_merged(name or "all", most, found) for (*_, name), found in groups.items()]
-
-
-def _merged(name: str, most: int, cells: Sequence[tuple[int, Cell]]) -> Cell:
-    first = cells[0][1]
-    if len({cell.prompts for _, cell in cells}) > 1:
-        raise ResultsError(f"{name}: cells that would be pooled were asked for different prompts")
-    sums: dict[str, dict[str, Any]] = {key: {} for key in (*_COUNTED, "seen")}
-    for _, cell in cells:
-        for key, found in sums.items():
-            for doc, counts in getattr(cell, key).items():
-                add_to(found, doc, counts)
-    return dataclasses.replace(
-        first,
-        checkpoint={**first.checkpoint, "source": name},
-        seeds=[number * most + seed for number, cell in cells for seed in cell.seeds],
-        outcomes=tuple(
-            dataclasses.replace(one, seed=number * most + one.seed)
-            for number, cell in cells
-            for one in cell.outcomes
-        ),
-        **{key: sum(getattr(cell, key) for _, cell in cells) for key in ("wanted", "judged", "unjudged")},
-        summary={},  # an official scorer's figures are those of one cell
-        **sums,
-    )
 
 
 def load(path: str | os.PathLike[str]) -> list[Cell]:

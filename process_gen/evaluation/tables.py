@@ -38,12 +38,17 @@ def check_comparable(cells: Sequence[Cell], allow: Collection[str] = ()) -> None
     for key in MUST_AGREE:
         if key in allow:
             continue
-        values = [_told(cell, key) for cell in cells]
-        for name, value in zip(names[1:], values[1:], strict=True):
-            if value != values[0]:
+        # Images of another program have no settings.
+        some = [
+            (name, _told(cell, key))
+            for name, cell in zip(names, cells, strict=True)
+            if key != "flow_steps" or cell.settings
+        ]
+        for name, value in some[1:]:
+            if value != some[0][1]:
                 raise Incomparable(
-                    f"{names[0]} and {name} cannot stand in one table: their {key} differ "
-                    f"({values[0]} and {value}); --allow={key} compares them all the same"
+                    f"{some[0][0]} and {name} cannot stand in one table: their {key} differ "
+                    f"({some[0][1]} and {value}); --allow={key} compares them all the same"
                 )
 
 
@@ -58,8 +63,8 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
     facts = [
         {
             "checkpoint": run,
-            "step": step,
-            "which": cell.checkpoint.get("which", ""),
+            **({} if step is None else {"step": step}),
+            **{key: value for key, value in cell.checkpoint.items() if key == "which"},
             **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
         }
         for cell in cells
@@ -70,10 +75,12 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
     for role in ROLES:  # left out where each arm has one outsider, whom its name tells
         if len({(cell.arm, one.get(role)) for cell, one in told}) == len(arms):
             keys.pop(role, None)
-    differ = [key for key in keys if len({str(one.get(key)) for one in facts}) > 1]
+    differ = [key for key in keys if len({str(one[key]) for one in facts if key in one}) > 1]
     made = []
     for cell, one in told:
-        words = [str(one[key]) if key == "checkpoint" else f"{key}={one.get(key)}" for key in differ]
+        words = [
+            str(one[key]) if key == "checkpoint" else f"{key}={one[key]}" for key in differ if key in one
+        ]
         made.append(" ".join([cell.arm, *words]))
     return made
 
@@ -120,7 +127,7 @@ def group_table(cells: Sequence[Cell]) -> Table:
 
 
 def _short(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3g}"
+    return None if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def ranking(cells: Sequence[Cell]) -> Table:

@@ -26,9 +26,9 @@ from pyarrow import parquet
 
 import process_gen
 from process_gen.common.files import whole
-from process_gen.common.names import check_name
 from process_gen.evaluation import pipeline, results, tables
 from process_gen.evaluation.pipeline import CellSpec
+from process_gen.evaluation.pooling import Given, pooled
 from process_gen.evaluation.results import Cell
 from process_gen.evaluation.statistics import Interval
 from process_gen.evaluation.tasks.base import Judge
@@ -204,26 +204,46 @@ def compare(
       pool: settings of the sweep, as `config.seed`; cells that differ in these alone are merged.
 
     Raises:
-      ResultsError: a file is missing, is no results file or is given twice; no sweep has such a setting; or
-        cells cannot be merged (`results.pooled`).
+      ResultsError: a file is missing, is no results file or is given twice; or cells cannot be merged
+        (`pooling.pooled`).
       Incomparable: cells of one task that may not stand in one table.
     """
-    found = [one for path in paths for one in _of_sweep(path)]
-    if len({os.path.abspath(path) for path, _ in found}) < len(found):
+    found = [(path, *one) for path in paths for one in _of_sweep(path)]
+    if len({os.path.abspath(path) for _, path, _ in found}) < len(found):
         raise results.ResultsError("the same results file is given twice")
-    known = {key for _, settings in found for key in settings}
-    for key in pool:
-        check_name(key, known, "setting of the sweep", results.ResultsError)
-    given = [(cell, settings) for path, settings in found for cell in results.load(path)]
-    cells = results.pooled(given, pool) if pool else [cell for cell, _ in given]
+    given = [(path, Given(of, cell, settings)) for of, path, settings in found for cell in results.load(path)]
+    if pool:
+        cells = pooled([one for _, one in given], pool, allow)
+    else:
+        cells = _apart([path for path, _ in given], [one.cell for _, one in given])
     parts, folder = list(_parts(cells, allow, wide=True)), files.check_writable(folder)
     text, told = "\n\n".join(one for one, wide in parts if not wide), "\n\n".join(one for one, _ in parts)
     written = _plots(folder, cells, "comparison")
     return text, [*written, files.write_bytes(folder / "comparison.txt", f"{told}\n".encode())]
 
 
+def _apart(paths: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
+    """Names the results file of cells that would have one label, as evaluations of one checkpoint have."""
+    made = list(cells)
+    for task in {cell.task for cell in cells}:
+        places = [place for place, cell in enumerate(cells) if cell.task == task]
+        names = tables.labels([cells[place] for place in places])
+        for place, name in zip(places, names, strict=True):
+            if names.count(name) > 1:
+                told = {**cells[place].checkpoint}
+                told["source"] = f"{told.get('source', '')} ({paths[place]})".strip()
+                made[place] = dataclasses.replace(cells[place], checkpoint=told)
+    return made
+
+
 def _of_sweep(path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The results files that a path stands for, and the settings of each in its sweep."""
+    """The results files that a path stands for, and the settings of each in its sweep.
+
+    Of a folder that is the one in it of an evaluation, or else of a sweep.
+    """
+    if os.path.isdir(path):
+        single = os.path.join(path, "results.json")
+        path = single if os.path.exists(single) else os.path.join(path, "results.jsonl")
     if not path.endswith(".jsonl"):
         return [(path, {})]
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.evaluate import evaluate
 from process_gen.evaluation import pipeline
 from process_gen.evaluation.tasks.scenes import GROUPS
@@ -63,6 +64,10 @@ class TeacherSampler:
     def model(self):
         sizes = types.SimpleNamespace(image_size=(get_level(self.level).image_size,) * 2)
         return types.SimpleNamespace(layout=sizes, config=types.SimpleNamespace(dtype="float32"))
+
+    @property
+    def tokenizer(self):
+        return scenes_tokenizer()
 
     def with_config(self, **changes):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))

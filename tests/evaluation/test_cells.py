@@ -7,6 +7,7 @@ import pytest
 from evaluation_fakes import TeacherSampler, evaluated, spoiled
 
 from process_gen.evaluation import results, tables, writing
+from process_gen.evaluation.pooling import Given, pooled
 from process_gen.evaluation.results import ResultsError
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.trajectory.stages import Mode
@@ -158,8 +159,8 @@ def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(
         lines.append(json.dumps({"settings": settings, "results": f"{number}.json"}))
     (tmp_path / "results.jsonl").write_text("\n".join(lines))
     text, _ = writing.compare([str(tmp_path / "results.jsonl")], tmp_path, pool=["config.seed"])
-    given = [(cell, dict(c=config, s=seed)) for (config, seed), cell in cells.items()]
-    a, b = results.pooled(given, ["s"])
+    given = [Given("x", cell, dict(c=config, s=seed)) for (config, seed), cell in cells.items()]
+    a, b = pooled(given, ["s"])
     assert (a.checkpoint["source"], b.checkpoint["source"]) == ("c=a", "c=b")
     (gap,) = tables.comparison_table([a, b])[1]
     assert gap[3] == len([one for one in a.outcomes if one.group in a.formulas["score"]]), "all are paired"
@@ -171,12 +172,40 @@ def test_trainings_of_a_sweep_that_differ_in_their_seed_alone_are_one_arm(
     told = (tmp_path / "comparison.txt").read_text()
     assert "objects_kept" in told and "objects_kept" not in text, "many columns are for the file"
     with pytest.raises(
-        ResultsError, match="unknown setting of the sweep 'config.sed'; did you mean config.seed"
+        ResultsError, match="has no setting 'config.sed' to pool over: .*config.seed, config.x"
     ):
         writing.compare([str(tmp_path / "results.jsonl")], tmp_path, pool=["config.sed"])
-    other = dataclasses.replace(right, prompts="others")
-    with pytest.raises(ResultsError, match="c=a: .* different prompts"):
-        results.pooled([(right, dict(c="a", s=0)), (other, dict(c="a", s=1))], ["s"])
+
+
+def test_what_is_not_one_experiment_is_not_pooled(perfect):
+    def given(path="a", seed=0, **changes):
+        return Given(path, dataclasses.replace(perfect, **changes), dict(c="a", s=seed))
+
+    for changes, what in ((dict(prompts="others"), "prompts"), (dict(version="0"), "version")):
+        with pytest.raises(tables.Incomparable, match=f"their {what} differ"):
+            pooled([given(), given(seed=1, **changes)], ["s"])
+        assert len(pooled([given(), given(seed=1, **changes)], ["s"], allow=[what])) == 1
+    with pytest.raises(ResultsError, match=r"c=a: two cells of scenes and process have \['s'\] = \[0\]"):
+        pooled([given(), given()], ["s"])
+    with pytest.raises(ResultsError, match="b has no setting 's' to pool over"):
+        pooled([given(), Given("b", perfect, {})], ["s"])
+    before, after = pooled([given(), given("b")], ["s"])
+    assert [one.checkpoint["source"] for one in (before, after)] == ["a: c=a", "b: c=a"]
+
+
+def test_two_evaluations_of_one_checkpoint_are_told_apart(perfect, tmp_path):
+    paths = []
+    for name in ("before", "after"):
+        paths.append(str(tmp_path / f"{name}.json"))
+        results.save(paths[-1], [perfect], {})
+    text, written = writing.compare(paths, tmp_path)
+    assert all(path in text for path in paths) and written[0].name == "comparison.png"
+
+
+def test_images_of_another_program_have_no_settings_to_tell(perfect):
+    foreign = dataclasses.replace(perfect, arm="images", settings={}, checkpoint={"source": "/their/images"})
+    assert tables.labels([perfect, foreign])[1] == "images /their/images"
+    tables.check_comparable([perfect, foreign])
 
 
 def test_bars_hold_every_group_and_the_score(two):

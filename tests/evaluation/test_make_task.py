@@ -73,6 +73,27 @@ def test_prompts_of_json_lines_have_ids_groups_and_more(tmp_path):
     assert task.judge() is None and list(task.formulas(["g"])) == ["score"]
 
 
+def test_prompts_of_a_table_are_its_rows(tmp_path):
+    text = '\ufeffid,prompt,group,thing\n7,"a red circle, left of a square",g,cup\n\n,b,,\n'
+    one, two = prompts(tmp_path, text, "mine.csv").docs()
+    assert (one.doc_id, one.input, one.group) == ("7", "a red circle, left of a square", "g")
+    assert one.target == {"thing": "cup"} and (two.doc_id, two.input, two.group) == ("00004", "b", "all")
+    (only,) = prompts(tmp_path, "prompt\tid\na\t3\n", "mine.TSV").docs()
+    assert (only.input, only.doc_id) == ("a", "3")
+    (line,) = prompts(tmp_path, '{"prompt": "a"}', "mine.ndjson").docs()
+    assert line.input == "a"
+    for name, text, message in (
+        ("mine.csv", "id,text\n1,a\n", "its first line names no column prompt"),
+        (
+            "mine.json",
+            '[{"prompt": "a"}]',
+            "prompts are read from a text file with one a line, from JSON lines",
+        ),
+    ):
+        with pytest.raises(TaskError, match=message):
+            prompts(tmp_path, text, name).docs()
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

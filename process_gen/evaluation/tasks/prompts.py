@@ -1,6 +1,6 @@
-"""Prompts of your own: a text file with one per line, or JSON lines.
+"""Prompts of your own: a text file with one per line, JSON lines, or a table with a header (CSV, TSV).
 
-A JSON line has `prompt`, and may have `id`, `group` and other keys that the
+A JSON line or a row has `prompt`, and may have `id`, `group` and other keys that the
 question uses. With `question`, a chat model answers it with yes or no for each
 image:
 
@@ -10,9 +10,11 @@ image:
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from process_gen.common.names import check_name
@@ -28,7 +30,7 @@ class Prompts(ChatTask):
     """The task; see the module.
 
     Attributes:
-      data: the file; JSON lines if its name ends in `.jsonl`.
+      data: the file; its name ends in `.jsonl` or `.ndjson`, `.csv` or `.tsv`, or it holds a prompt a line.
       question: to the judge, or a `.txt` file that holds it, with `{prompt}` and
         other keys of the JSON lines in braces. Without one nobody judges.
     """
@@ -41,11 +43,8 @@ class Prompts(ChatTask):
     def docs(self) -> Sequence[Doc]:
         path = data_path(self.name, "data", self.data)
         docs: dict[str, Doc] = {}
-        for number, line in enumerate(read_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
+        for number, entry in _entries(path):
             where = f"{path}, line {number}"
-            entry = parse_json(line, where) if path.suffix == ".jsonl" else {"prompt": line.strip()}
             if not isinstance(entry, dict):
                 raise TaskError(f"{where}: expected an object with a prompt, got {type(entry).__name__}")
             doc = _doc({"id": f"{number:05}", "group": "all", **entry}, where)
@@ -69,6 +68,28 @@ class Prompts(ChatTask):
 
     def place(self, doc: Doc, index: int) -> str | None:
         return f"{doc.doc_id}_{index:02}.png"
+
+
+def _entries(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each line that is not empty, and what it says."""
+    kind = path.suffix.lower()
+    if kind in (".json", ".parquet", ".gz", ".zip"):
+        raise TaskError(
+            f"{path}: prompts are read from a text file with one a line, from JSON lines (.jsonl), or from a "
+            "table with a header (.csv, .tsv)"
+        )
+    lines = read_text(path).split("\n")
+    if kind in (".csv", ".tsv"):
+        rows = csv.DictReader((f"{line}\n" for line in lines), delimiter="\t" if kind == ".tsv" else ",")
+        if "prompt" not in (rows.fieldnames or ()):
+            raise TaskError(f"{path}: its first line names no column prompt, it has {rows.fieldnames}")
+        for row in rows:
+            yield rows.line_num, {key: value for key, value in row.items() if key and value}
+        return
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            is_json = kind in (".jsonl", ".ndjson")
+            yield number, parse_json(line, f"{path}, line {number}") if is_json else {"prompt": line.strip()}
 
 
 def _doc(entry: Mapping[str, Any], where: str) -> Doc:
