@@ -195,7 +195,7 @@ def _base() -> ConfigDict:
             loss_batches=8,
             tasks=(),  # benchmarks of process_gen.evaluate
             task_args=(),  # their options, as "scenes.split=train"
-            prompts=(),  # further prompts to draw at each of those evaluations, a strip of images each
+            prompts=(),  # further prompts to draw at each evaluation and at the end, a strip of images each
             per_group=8,  # prompts of each group of a task, during training
             final_per_group=0,  # and at the end; 0 for no evaluation there
             batch_size=8,

@@ -201,7 +201,7 @@ def _base() -> ConfigDict:
             loss_batches=8,
             tasks=("scenes",),  # benchmarks of process_gen.evaluate
             task_args=(),  # their options, as "scenes.split=train"
-            prompts=(),  # further prompts to draw at each of those evaluations, a strip of images each
+            prompts=(),  # further prompts to draw at each evaluation and at the end, a strip of images each
             per_group=8,  # prompts of each group of a task, during training
             final_per_group=40,  # and at the end; 0 for no evaluation there
             batch_size=80,
@@ -241,9 +241,6 @@ def _quick(config: ConfigDict) -> None:
 def _full(config: ConfigDict) -> None:
     """About an hour on two cores: the shipped checkpoint."""
     config.data.update(dict(examples=60_000, slip=0.03, detour=0.1))
-    # Shorter prompts are learned in a fraction of the time.
-    short = dict(single_object=1, two_object=2, counting=2, colors=1, position=3, color_attr=2)
-    config.data.mixture = short | dict(three_objects=6, four_objects=6, five_objects=6)
     config.train.update(dict(steps=5_000, checkpoint_every=500))
     config.eval.final_per_group = 40
 

@@ -407,18 +407,21 @@ class Evaluation:
         )
 
     def finish(self, state: TrainState) -> None:
-        """Plots the losses and runs the final evaluation; raises Stopped if that is interrupted."""
-        judged = self.tasks and self.config.eval.final_per_group
-        sampler, done = self.make_sampler(state) if judged else None, 0.0
+        """Plots the losses, draws the prompts, evaluates the tasks; raises Stopped if that is interrupted."""
+        c, done = self.config, 0.0
+        judged = self.tasks and c.eval.final_per_group
+        sampler = self.make_sampler(state) if judged or c.eval.prompts else None
         with hosts.lead_alone("the evaluation", timeout=7 * 24 * 3600), stopping.until_told():
             if self.run.curves and hosts.is_lead():
                 title = workdirs.shown(self.folder, self.folder, self.workdir)
                 plots.curves(self.run.curves, self.folder / "losses.png", title=title)
             if sampler is not None:
+                self._draw_prompts(c.train.steps, sampler)
+            if sampler is not None and judged:
                 last = load.latest_step_dir(self.workdir)
                 checkpoint = self._describe_checkpoint(last, manifest.fingerprint(last))
-                per_group = self.config.eval.final_per_group
-                text, written, _ = self.judge(sampler, self.folder / "evaluation", checkpoint, per_group)
+                place, per_group = self.folder / "evaluation", c.eval.final_per_group
+                text, written, _ = self.judge(sampler, place, checkpoint, per_group)
                 print("\n" + text + "\n", flush=True)
                 for path in written:
                     print(f"wrote {workdirs.shown(path, self.folder, self.workdir)}", flush=True)

@@ -97,6 +97,17 @@ def test_a_run_leaves_its_config_its_curves_and_its_first_batch(finished):
     assert list((folder / "run").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow  # samples
+def test_prompts_of_the_config_are_drawn_at_the_end_whatever_is_evaluated(finished):
+    folder, _ = finished
+    shutil.copytree(folder / "run", folder / "drawn")
+    config = debug_config(folder)
+    config.eval.update(dict(tasks=(), prompts=("a red circle", "two stars")))
+    train(config, folder / "drawn")
+    drawn = sorted(path.name for path in (folder / "drawn" / "sheets").iterdir())
+    assert drawn == ["0000004_prompt_0.png", "0000004_prompt_1.png"]
+
+
 def test_another_model_size_is_refused_by_name(finished):
     folder, _ = finished
     config = debug_config(folder)

@@ -37,6 +37,7 @@ from ml_collections import ConfigDict, config_flags
 
 from process_gen.common import buckets, files
 from process_gen.distributed import stopping
+from process_gen.trajectory.stages import Stage
 
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -224,7 +225,10 @@ def _optional(config: ConfigDict, name: str, loss: Any) -> dict[str, Any]:
         with contextlib.suppress(KeyError):  # no such loss: who builds the table says so
             found = {"pool": "", **get_loss(loss).options}
     elif name.startswith("data.sources."):
-        found = {"weight": 1.0, **config.data}
+        from process_gen.data import sources  # imports TensorFlow Datasets, which takes seconds
+
+        own = {key: value for key, value in config.data.items() if key not in sources.SHARED_KEYS}
+        found = {"weight": 1.0, "stages": tuple(stage.value for stage in Stage), **own}
     return {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 

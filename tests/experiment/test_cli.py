@@ -169,7 +169,10 @@ def test_an_entry_takes_what_it_may_set_and_does_not():
     assert (other.sketch_flow.threshold, other.sketch_flow.pool) == (0.5, "kept")
     teacher = cli.config_with(critiques, ["--config.data.sources.teacher.wrong=0.5"]).data.sources.teacher
     assert teacher.to_dict() == dict(weight=0.6, wrong=0.5)
+    two = ["--config.data.sources.critiques.stages=('plan',)"]
+    assert cli.config_with(critiques, two).data.sources.critiques.stages == ("plan",)
     for word, message in [
+        ("data.sources.teacher.on_error=skip", "unknown config key 'config.data.sources.teacher.on_error'"),
         ("losses.sketch_flow.timestep=clean", "did you mean config.losses.sketch_flow.timesteps?"),
         ("data.sources.teacher.wrongs=1", "did you mean config.data.sources.teacher.wrong?"),
     ]:

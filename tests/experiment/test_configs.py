@@ -334,7 +334,7 @@ SCENES_KEYS = {"level", "examples", "data_dir", "seed", "wrong", "misplan", "sli
 def test_only_a_config_that_trains_on_scenes_has_the_keys_of_scenes(variant):
     config = load(BAGEL, variant)
     assert not (SCENES_KEYS | {"mixture"}) & set(config.data)
-    assert set(load(BAGEL, "debug").data) == SCENES_KEYS | {"mixture"} | set(config.data)  # older runs lack it
+    assert set(load(BAGEL, "debug").data) == SCENES_KEYS | {"mixture"} | set(config.data)  # optional
     config.data.source = "scenes"
     with pytest.raises(builders.ConfigError, match="config.data.source=scenes needs ") as error:
         builders.check(config)
