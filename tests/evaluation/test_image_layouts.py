@@ -167,5 +167,7 @@ def test_layouts_are_found_again_and_empty_folders_are_not(tmp_path):
     assert files_of(tmp_path / "out") == ["00001_00.png", "00003_01.png"]
     found = [(doc, index) for doc, index, _ in task.read_layout(tmp_path / "out")]
     assert found == [(docs[0], 0), (docs[1], 1)]
+    with pytest.raises(TaskError, match="scenes has no layout of files: it judges only what is drawn here"):
+        list(make_task("scenes", {"level": "default"}).read_layout(tmp_path))
     with pytest.raises(TaskError, match="holds no image where prompts looks for one"):
         list(task.read_layout(tmp_path / "prompts"))

@@ -190,8 +190,10 @@ class Task(abc.ABC):
         Raises:
           TaskError: the folder is not laid out so; names what is wrong.
         """
-        root, found = pathlib.Path(folder), 0
-        for doc in self.docs():
+        root, found, docs = pathlib.Path(folder), 0, self.docs()
+        if docs and self.place(docs[0], 0) is None:
+            raise TaskError(f"{self.name} has no layout of files: it judges only what is drawn here")
+        for doc in docs:
             for index in range(self.images):
                 place = self.place(doc, index)
                 if place is not None and (root / place).is_file():
