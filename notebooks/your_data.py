@@ -22,7 +22,6 @@ import jax
 from IPython.display import Image, display
 from PIL import Image as Picture, ImageDraw
 from process_gen import lab
-from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.reports.strip import strip
 from process_gen.train import train
 from process_gen.weights.restore import load_sampler
@@ -97,7 +96,7 @@ with config.unlocked():
     config.data.update(dict(source="folder", path=str(mine), validation=0.0))  # nothing is held out
     config.train.batch_size = max(4, jax.device_count())  # at least one row for every device
     config.train.update(
-        dict(init=shipped_weights(), steps=STEPS, checkpoint_every=STEPS, log_every=max(STEPS // 10, 1))
+        dict(init="scenes", steps=STEPS, checkpoint_every=STEPS, log_every=max(STEPS // 10, 1))
     )
     config.optimizer.update(dict(warmup_steps=STEPS // 10 + 1, muon_learning_rate=5e-3, learning_rate=1e-3))
     config.eval.final_per_group = 0  # no benchmark at the end: it asks for scenes

@@ -168,7 +168,8 @@ def _write(
             files = weights.metadata.get("published", {}).get("files")
             bagel.export_bagel(params, coder, model, target, files=files, **options)
         case "adapters":
-            base = str(load.absolute(located(adapted.base))) if adapted.base else ""
+            named = located(adapted.base) != adapted.base  # shipped weights, which have no path of their own
+            base = adapted.base if named or not adapted.base else str(load.absolute(adapted.base))
             adapters.export_adapters(adapted.params, adapted.lora, target, base=base, **options)
         case "qwen2":
             parts.export_qwen2(params, model, target, **options)

@@ -288,12 +288,15 @@ def _remembered(values: Any, options: Mapping[str, Mapping[str, str]]) -> list[C
         )
     seeds = _seeds(values)
     for one in wanted:
-        if absent := sorted({*seeds} - {*one.seeds}):
+        if not one.images and (absent := sorted({*seeds} - {*one.seeds})):
             raise TaskError(f"{_folder(values)} has no images of seed {absent[0]}: --stage=images draws them")
     some = {name: value for name in ("limit", "per_group") if (value := getattr(values, name))}
     return [
         dataclasses.replace(
-            one, options={**one.options, **options[one.task]}, seeds=seeds or one.seeds, **some
+            one,
+            options={**one.options, **options[one.task]},
+            seeds=one.seeds if one.images else seeds or one.seeds,
+            **some,
         )
         for one in wanted
     ]

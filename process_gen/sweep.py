@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import re
 import shlex
 import sys
@@ -68,11 +69,15 @@ def _with_content(cell: Cell, path: str) -> Cell:
     specs = [word.partition("=")[2] for word in cell.command if word.startswith("--config=")]
     if not specs:
         raise SweepError(f"{path}: COMMAND needs --config=FILE.py:VARIANT")
+    for word, value in itertools.pairwise(cell.command):
+        if re.fullmatch(r"--?config\.[^=]*", word) and not value.startswith("-"):
+            raise SweepError(f"{path}: write {word}={value} as one word")
     overrides = [word for word in cell.command if re.match(r"--?(?:no)?config\.", word)]
     config = cli.config_with(specs[-1], overrides)
     parts = [config.to_json_best_effort(sort_keys=True)]
-    with contextlib.suppress(KeyError):  # of an unknown loss: the training says so
-        parts += [source_of(row.loss) for row in config.losses.values()]
+    for row in filter(None, config.losses.values()):
+        with contextlib.suppress(KeyError):  # an unknown loss, or none: the training says so
+            parts.append(source_of(row["loss"]))
     return dataclasses.replace(cell, content=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16])
 
 

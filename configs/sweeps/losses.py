@@ -14,7 +14,6 @@ with `text_kl`. 30 trainings, four hours on two cores, one for each process.
 The results are in process_gen/losses/README.md.
 """
 
-from process_gen.checkpoints.shipped import shipped_weights
 from process_gen.experiment import cli
 
 COMMAND = ("process_gen.train",)
@@ -71,7 +70,7 @@ def _own(config):
 
 
 def _tuned(config):
-    config.train.update(dict(init=shipped_weights(), steps=150))
+    config.train.update(dict(init="scenes", steps=150))
     config.data.examples = 100
 
 

@@ -1,10 +1,11 @@
-"""Finds the weights that come with the package; imports nothing heavy, because configs import it."""
+"""Finds the weights that come with the package."""
 
 from __future__ import annotations
 
 import importlib.resources
 import os
 
+from process_gen.checkpoints import load
 from process_gen.checkpoints.errors import CheckpointNotFound
 
 SHIPPED = {"scenes": "scenes_s.safetensors", "hung": "hung_s.safetensors"}
@@ -23,6 +24,10 @@ def shipped_weights(name: str = "scenes") -> str:
 
 
 def located(path: str | os.PathLike[str]) -> str:
-    """`path`, or where shipped weights are if it is a key of `SHIPPED` and nothing here is called so."""
+    """`path`, or where shipped weights are if it is a key of `SHIPPED` and no weights here are called so."""
     name = os.fspath(path)
-    return shipped_weights(name) if name in SHIPPED and not os.path.exists(name) else name
+    if name not in SHIPPED:
+        return name
+    place = load.absolute(name)
+    ours = place.is_file() or load.steps(place / load.FOLDER) or load.steps(place)
+    return name if ours or (place / "llm_config.json").is_file() else shipped_weights(name)

@@ -96,7 +96,9 @@ def check_command(args: argparse.Namespace) -> None:
     """Reads all of a set, and says what is in it, what is wrong with it and how it will be trained."""
     config = cli.config_with(args.config, args.overrides)
     layout, tokenizer = builders.build_layout(config), vocabulary.build_tokenizer(config)
-    source = open_stored(args.source, layout.image_size, "skip", args.form, 1.0, config.data.fields.to_dict())
+    source = open_stored(
+        args.source, layout.image_size, "skip", args.form, 1.0, dict(config.data.get("fields", {}))
+    )
     leaks, split = None if args.leaks == "none" else tag_of, config.data.on_long == "split"
     encode = functools.partial(encode_parts, tokenizer, mix.without_size(layout), split)
     found = checking.examine_all(source, tokenizer, encode, leaks, args.processes, args.limit)

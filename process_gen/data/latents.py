@@ -228,6 +228,8 @@ class LatentsSource:
                 "folder, config.data.latents"
             )
         self.own_splits = getattr(source, "own_splits", False)
+        if hasattr(source, "rows_of_trajectories"):
+            self.rows_of_trajectories = source.rows_of_trajectories
         self.name = f"{wanted.source} with latents of {self.info.autoencoder}"
         parts = _parts(self.folder)
         self._records = grain.sources.ArrayRecordDataSource(parts) if parts else ()

@@ -164,26 +164,28 @@ class StoredSource:
         """Returns height and width of the last image of each trajectory; None where it cannot be read.
 
         They are read once and cached beside the set, in `shapes.json`: every host and every start of a run
-        then uses the same ones, and a million files are opened only once. One that could not be read is tried
-        again at the next start.
+        then uses the same ones, and a million files are opened only once.
 
         Raises OSError: an image exists, but the file system cannot give it now.
         """
-        place, found = self.rows.place, [(None, 0)] * len(self)
+        place = self.rows.place
         match place.kept(SHAPES):
             case {"of": self.name, "shapes": list(shapes), "turns": list(turns)}:
                 read = all(shape is None or isinstance(shape, list) for shape in shapes)
                 if read and len(shapes) == len(turns) == len(self):
-                    shapes = [shape and tuple(shape) for shape in shapes]
-                    found = list(zip(shapes, turns, strict=True))
-        unread = [index for index, (shape, _) in enumerate(found) if shape is None]
-        for index in tqdm.tqdm(unread, unit=" images", desc="shapes of images", mininterval=1.0):
-            found[index] = self._shape(self._unit(self._order[index]))
+                    self._turns = np.asarray(turns)
+                    if unread := shapes.count(None):
+                        logging.warning(
+                            "%s: %d images could not be read when %s was made; once they can be, delete it",
+                            self.rows.title, unread, SHAPES,
+                        )  # fmt: skip
+                    return [shape and tuple(shape) for shape in shapes]
+        numbers = tqdm.tqdm(self._order, unit=" images", desc="shapes of images", mininterval=1.0)
+        found = [self._shape(self._unit(number)) for number in numbers]
         shapes, turns = [shape for shape, _ in found], [count for _, count in found]
         self._turns = np.asarray(turns, np.int64)
-        if unread:
-            content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
-            place.keep(SHAPES, content.encode(), "looks up all shapes again")
+        content = json.dumps({"of": self.name, "shapes": shapes, "turns": turns})
+        place.keep(SHAPES, content.encode(), "looks up all shapes again")
         return shapes
 
     def of_shape(self, image_size: tuple[int, int], indices: Sequence[int]) -> StoredSource:

@@ -64,7 +64,7 @@ def labels(cells: Sequence[Cell], without: Collection[str] = ()) -> list[str]:
         {
             "checkpoint": run,
             **({} if step is None else {"step": step}),
-            **{key: value for key, value in cell.checkpoint.items() if key == "which"},
+            **({"which": which} if (which := cell.checkpoint.get("which")) else {}),
             **{key: value for key, value in cell.settings.items() if key not in _OF_ARMS},
         }
         for cell in cells

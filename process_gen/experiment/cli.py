@@ -191,13 +191,14 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
         name, _, last = key.rpartition(".")
         value = group_of(key, config, given.get(f"{name}.loss"))[last]
         if isinstance(value, ConfigDict):
-            raise CommandError(f"config.{key} is a group of keys, set one of them: {', '.join(value)}")
+            inside = ", ".join(value or _optional(config, key, None))
+            raise CommandError(f"config.{key} is a group of keys, set one of them: {inside}")
 
 
 def group_of(key: str, config: ConfigDict, loss: str | None = None) -> ConfigDict:
     """The group of keys that holds the key of that dotted name.
 
-    What an entry of `losses` or `data.sources` may set, but does not, is added to it with its default. `loss`
+    What an entry of `losses` or `data.sources`, or `data.mixture`, may set, but does not, is added. `loss`
     is the loss of that entry, if it will not be the one that stands there.
 
     Raises:
@@ -217,13 +218,17 @@ def group_of(key: str, config: ConfigDict, loss: str | None = None) -> ConfigDic
 
 
 def _optional(config: ConfigDict, name: str, loss: Any) -> dict[str, Any]:
-    """The defaults of what the entry of that dotted name may set: options of `loss`, or keys of a source."""
+    """Defaults of what the group of that name may hold: options of `loss`, keys of a source, categories."""
     found: dict[str, Any] = {}
     if name.startswith("losses."):
         from process_gen.losses import get_loss  # imports JAX, which takes seconds
 
         with contextlib.suppress(KeyError):  # no such loss: who builds the table says so
             found = {"pool": "", **get_loss(loss).options}
+    elif name == "data.mixture":
+        from process_gen.scenes import categories
+
+        found = dict.fromkeys(categories(config.data.level), 1.0)
     elif name.startswith("data.sources."):
         from process_gen.data import sources  # imports TensorFlow Datasets, which takes seconds
 
@@ -271,7 +276,7 @@ def read_flags(*, config: str | None = None, workdir: str | None = None) -> None
 
 
 def config_with(spec: str, overrides: Sequence[str]) -> ConfigDict:
-    """Loads a config and applies flags `--config.a.b=value`, for commands whose other flags are argparse's.
+    """Loads a config and applies flags `--config.a.b=value`, for commands whose other flags are not absl's.
 
     Raises:
       CommandError: see `load_config` and `check_overrides`; or a value of the wrong type.

@@ -72,12 +72,12 @@ def weight_of(where: str, weight: Any) -> Weight:
     else:
         pairs = weight["at"]
     try:
-        steps, values = zip(*((int(step), _number(where, value)) for step, value in pairs), strict=True)
+        steps, values = zip(*((int(step), value) for step, value in pairs), strict=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: steps and weights are numbers, got {dict(weight)}") from error
     if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[0] < 0:
         raise ValueError(f"{where}: the steps of a schedule rise, from 0 on, got {list(steps)}")
-    return Weight(values, steps, kind == "linear")
+    return Weight(tuple(_number(where, value) for value in values), steps, kind == "linear")
 
 
 def _number(where: str, value: Any) -> float:

@@ -218,6 +218,7 @@ class Listing:
             raise files.ReportError(
                 f"{self.path} was not written by such a run (no settings in {SETTINGS}): {otherwise}"
             )
+        there.pop("images", None)  # of earlier versions; they are part of the keys now
         for name in sorted({*there, *self._settings}):
             old, new = there.get(name), self._settings.get(name)
             if old != new:

@@ -16,7 +16,7 @@ from process_gen.data.formats.jsonl import LISTING
 from process_gen.data.formats.opening import open_stored
 from process_gen.data.loader import make_loader
 from process_gen.data.packing import Policy
-from process_gen.data.stored import SHAPES, StoredSource
+from process_gen.data.stored import SHAPES
 from process_gen.models.config import model_config
 from process_gen.models.vit import grid_of, reshaped
 from process_gen.trajectory.layout import Layout
@@ -92,22 +92,18 @@ def test_what_cannot_be_read_goes_to_the_largest_bucket(folder):
     assert [len(one) for one in buckets.values()] == [2, 4, 12]
 
 
-def test_shapes_are_looked_up_once(folder, monkeypatch):
+def test_shapes_are_looked_up_once(folder, monkeypatch, caplog):
     source = open_stored(folder, SIZES[0])
     (folder / SHAPES).unlink(missing_ok=True)
     first = source.shapes()
     assert first[3] is None and first[0] == (20, 20) and (folder / SHAPES).is_file()
 
-    looked = []
-    monkeypatch.setattr(StoredSource, "_shape", lambda _, unit: looked.append(unit) or (None, 0))
-    assert source.shapes() == first
-    unread = [index for index, shape in enumerate(first) if shape is None]
-    assert [index for ((index,), _) in looked] == unread, "only what could not be read"
-
-    def look(*_):
+    def look(path):
         raise RuntimeError("looked up again")
 
-    monkeypatch.setattr(StoredSource, "_shape", look)
+    monkeypatch.setattr("process_gen.data.images.shape_of", look)
+    assert source.shapes() == first
+    assert "images could not be read when shapes.json was made" in caplog.text
     (folder / SHAPES).write_text("{")
     with pytest.raises(RuntimeError, match="looked up again"):
         source.shapes()

@@ -18,6 +18,7 @@ from process_gen.data.latents import (
     images_of,
 )
 from process_gen.data.loader import make_loader
+from process_gen.data.mixture import hold_out
 from process_gen.data.preparation import NotPrepared
 from process_gen.data.sources import with_latents
 from process_gen.trajectory.layout import Layout
@@ -66,6 +67,17 @@ def test_every_image_of_a_batch_has_its_latents(shown, toy_tokenizer, tmp_path):
                 seen += 1
             assert not batch[name][~there].any()
     assert seen == sum(len(images_of(one)) for one in shown)
+
+
+def test_what_a_source_says_of_its_rows_is_handed_on(source, tmp_path):
+    class Captions(list):
+        def rows_of_trajectories(self):
+            return np.arange(len(self)) // 2  # two captions of each image
+
+    assert not hasattr(LatentsSource(source, write(tmp_path / "a", source), LAYOUT), "rows_of_trajectories")
+    two = LatentsSource(Captions(source), write(tmp_path / "b", Captions(source)), LAYOUT)
+    held = {int(index) // 2 for index in hold_out(two, 0.2, "validation").indices}
+    assert held and not held & {int(index) // 2 for index in hold_out(two, 0.2, "train").indices}
 
 
 def test_without_a_folder_nothing_changes(source, toy_tokenizer):

@@ -203,7 +203,9 @@ def test_two_evaluations_of_one_checkpoint_are_told_apart(perfect, tmp_path):
 
 
 def test_images_of_another_program_have_no_settings_to_tell(perfect):
-    foreign = dataclasses.replace(perfect, arm="images", settings={}, checkpoint={"source": "/their/images"})
+    foreign = dataclasses.replace(
+        perfect, arm="images", settings={}, checkpoint={"source": "/their/images", "which": ""}
+    )
     assert tables.labels([perfect, foreign])[1] == "images /their/images"
     tables.check_comparable([perfect, foreign])
 

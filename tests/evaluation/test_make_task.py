@@ -85,6 +85,12 @@ def test_prompts_of_a_table_are_its_rows(tmp_path):
     for name, text, message in (
         ("mine.csv", "id,text\n1,a\n", "its first line names no column prompt"),
         (
+            "mine.csv",
+            "prompt\na circle, left of a star\n",
+            "line 2: more fields than columns; quote the prompt",
+        ),
+        ("mine.csv", 'prompt\n"a circle\nb\n', "after line 1: unexpected end of data"),
+        (
             "mine.json",
             '[{"prompt": "a"}]',
             "prompts are read from a text file with one a line, from JSON lines",

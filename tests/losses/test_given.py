@@ -217,6 +217,7 @@ def test_weights_over_steps(weight, at):
         (dict(weight="much"), "config.losses.a.weight is 'much': a weight is a Python number from 0 on"),
         (dict(weight=-1), "config.losses.a.weight is -1: a weight is a Python number from 0 on"),
         (dict(weight=float("nan")), "config.losses.a.weight is nan"),
+        (dict(weight=dict(kind="steps", at=((0, -1.0),))), "config.losses.a.weight is -1.0: a weight is"),
         (dict(weight=dict(kind="liner")), "schedule in config.losses.a.weight: 'liner'; did you mean linear"),
         (dict(weight=dict(kind="linear", start=1.0)), "of kind 'linear' has start, end, begin, until"),
         (dict(weight=dict(kind="steps", at=((5, 0.0), (2, 1.0)))), "steps of a schedule rise, from 0 on"),

@@ -103,6 +103,26 @@ def test_a_cell_that_was_run_with_another_config_is_named(tmp_path, capsys):
         assert f" {state} " in f"{table[2]} " and " open " in f"{table[3]} "
 
 
+@pytest.mark.parametrize(
+    "row", ["None", "dict(weight=1.0)", 'dict(loss="nothing", stage="plan", weight=1.0)']
+)
+def test_a_row_without_a_loss_is_for_the_training_to_refuse(tmp_path, row):
+    config, file = tmp_path / "mine.py", tmp_path / "sweep.py"
+    config.write_text(
+        "from process_gen.experiment import cli\n"
+        "def get_config():\n"
+        '    config = cli.load_config("configs/scenes.py:debug")\n'
+        f"    with config.unlocked(): config.losses.mine = {row}\n"
+        "    return config\n"
+    )
+    text = 'def get_hyper(hyper): return hyper.sweep("config.seed", [0])'
+    file.write_text(f'COMMAND = ("process_gen.train", "--config={config}")\n{text}')
+    assert command.load_sweep(str(file))[0].content
+    file.write_text(f'COMMAND = ("process_gen.train", "--config={config}", "--config.train.steps", "5")\n{text}')
+    with pytest.raises(SweepError, match="write --config.train.steps=5 as one word"):
+        command.load_sweep(str(file))
+
+
 def test_numpy_values_are_plain_ones():
     (one, two) = hyper.sweep("x", np.array([1e-3, 2.0]))
     assert (type(one["x"]), one, two) == (float, {"x": 1e-3}, {"x": 2.0})

@@ -16,7 +16,7 @@ from process_gen.checkpoints.export import load_weights, save_weights
 from process_gen.checkpoints.load import open_saved
 from process_gen.checkpoints.published import export_bagel, import_bagel, read_published
 from process_gen.checkpoints.published.sources import Replaced, TreeArrays
-from process_gen.checkpoints.shipped import shipped_weights
+from process_gen.checkpoints.shipped import located, shipped_weights
 from process_gen.data.qwen2 import Qwen2Tokenizer
 from process_gen.data.tokenizers import scenes_tokenizer
 from process_gen.experiment import builders, cli, vocabulary
@@ -63,7 +63,7 @@ def test_a_run_starts_from_published_weights():
     same(read_for(recipe.model, FOLDER), (params, autoencoder))
 
 
-def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path):
+def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path, monkeypatch):
     recipe = make_recipe("scenes.py:quick")
     state = start_from(blank_state(recipe), recipe.model, "scenes", scenes_tokenizer())
     params = open_saved(shipped_weights()).params()
@@ -74,6 +74,11 @@ def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path):
     assert found.kind == "ours" and found.model.width == recipe.model.config.width
     with pytest.raises(CheckpointNotFound, match="holds no 'params' weights, only ema"):
         read_weights(shipped_weights(), which="params")
+    (tmp_path / "scenes").mkdir()  # as the workdir of this run may be called
+    monkeypatch.chdir(tmp_path)
+    assert located("scenes") == shipped_weights() and located("runs/scenes") == "runs/scenes"
+    (tmp_path / "scenes" / "llm_config.json").touch()
+    assert located("scenes") == "scenes"
     with pytest.raises(CheckpointMismatch, match="width 128, the config has 32"):
         start_from(blank_state(recipe), make_recipe("scenes.py:debug").model, shipped_weights())
 

@@ -80,11 +80,19 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         )
     lines = read_text(path).split("\n")
     if kind in (".csv", ".tsv"):
-        rows = csv.DictReader((f"{line}\n" for line in lines), delimiter="\t" if kind == ".tsv" else ",")
-        if "prompt" not in (rows.fieldnames or ()):
-            raise TaskError(f"{path}: its first line names no column prompt, it has {rows.fieldnames}")
-        for row in rows:
-            yield rows.line_num, {key: value for key, value in row.items() if key and value}
+        told = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
+        rows = csv.DictReader((f"{line}\n" for line in lines), **told)
+        try:
+            if "prompt" not in (rows.fieldnames or ()):
+                raise TaskError(f"{path}: its first line names no column prompt, it has {rows.fieldnames}")
+            for row in rows:
+                if None in row:
+                    raise TaskError(
+                        f"{path}, line {rows.line_num}: more fields than columns; quote the prompt"
+                    )
+                yield rows.line_num, {key: value for key, value in row.items() if value}
+        except csv.Error as error:
+            raise TaskError(f"{path}, after line {rows.line_num}: {error}") from None
         return
     for number, line in enumerate(lines, 1):
         if line.strip():
