@@ -390,7 +390,7 @@ def test_what_a_model_garbled_is_read_and_named_by_the_loader(tmp_path, toy_toke
         line = trajectory_to_json(sampled(turns), ["a.png", "a.png"])
         found = open_stored(write(tmp_path, line), SIZE)[0]
         assert (found.turns[1].before, found.turns[1].refines) == (text, refines)
-        with pytest.raises(BadTrajectory, match="'s-1': the text of a .* is malformed: "):
+        with pytest.raises(BadTrajectory, match="line 1: the text of a .* is malformed: "):
             encode_trajectory(toy_tokenizer, layout, found)
 
 
