@@ -247,13 +247,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @contextlib.contextmanager
 def as_config_error() -> Iterator[None]:
-    """Turns what the inside refuses, a ValueError or KeyError, into a `ConfigError` of the same text."""
+    """Turns what the inside refuses, a ValueError or KeyError, into a `ConfigError` of its text and notes."""
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, KeyError) as error:
-        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
+        text = error.args[0] if isinstance(error, KeyError) else str(error)
+        raise ConfigError(" ".join([text, *getattr(error, "__notes__", ())])) from error
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

@@ -36,7 +36,8 @@ class Tried:
       mean: their weighted mean, which a training logs.
       count: the sum of the weights.
       metrics: weighted means of the loss's `Term.metrics`.
-      gradients: norm of the gradient by part of the model; `grad_norm` is the global norm.
+      gradients: norm of the gradient of `mean` by part of the model, so without the weight of the row;
+        `grad_norm` is the global norm.
       problems: a message for each problem found.
     """
 
@@ -83,7 +84,7 @@ class Tried:
 
 
 def try_loss(
-    loss: str | Callable[..., Any] | Mapping[str, Any],
+    loss: str | Callable[..., Any] | Mapping[str, Any] | ConfigDict,
     config: ConfigDict,
     stage: str | None = None,
     state: TrainState | None = None,
@@ -95,13 +96,14 @@ def try_loss(
       loss: a loss function, the name of a registered one, or a row as in `config.losses`. A function that is
         not registered is registered during the call, under its own name.
       config: of a training; its own losses are ignored.
-      stage: of the loss, unless `loss` is a row; by default `sketch`, or the loss's first stage where it has
+      stage: of the loss, where `loss` is no row; by default `sketch`, or the loss's first stage where it has
         no `sketch`.
       state: whose parameters are used, as `train` returns it; None takes those a training begins with.
       number: index of the batch.
 
     Raises:
-      LossError: its weights depend on the model's predictions or are not finite, or it cannot be computed.
+      LossError: a row and a stage are given, the weights depend on the model's predictions or are not finite,
+        or it cannot be computed.
       ConfigError: the config or the row cannot work.
     """
     if callable(loss):
@@ -112,7 +114,8 @@ def try_loss(
     with config.unlocked():
         config.losses = ConfigDict({ROW: row})
     setting = Setting.of(config)
-    state = setting.state(config.seed) if state is None else setting.with_networks(state)
+    begins = state is None
+    state = setting.state(config.seed) if begins else setting.with_networks(state)
     host = setting.batch(config.seed, number)
     program, batch = setting.placed(dict(vars(host)))
     recipe, key = program.undisturbed, jax.random.key(config.seed)
@@ -137,6 +140,12 @@ def try_loss(
     (mean, (values, weighed, metrics)), gradient = graded(params, state.given, batch)
     norms = {"grad_norm": optax.global_norm(gradient), **by_part("grad_norm", gradient)}
     values, weighed = (np.asarray(x, np.float32) for x in (values, weighed))
+    problems = _problems(values, weighed, norms["grad_norm"])
+    if begins and norms["grad_norm"] > 0 and not norms.get("grad_norm/gen", 1):
+        problems.append(
+            "NOT BEYOND THE HEAD: a training begins with a latent head of 0, which no gradient passes; "
+            "give state= of a training to see the others"
+        )
     return Tried(
         row,
         values,
@@ -145,13 +154,15 @@ def try_loss(
         float(weighed.sum()),
         {n.split("/", 2)[2]: float(x) for n, x in metrics.items() if n.startswith("metric/")},
         {name: float(x) for name, x in norms.items()},
-        tuple(_problems(values, weighed, norms["grad_norm"])),
+        tuple(problems),
     )
 
 
-def row_of(loss: str | Mapping[str, Any], stage: str | None) -> dict[str, Any]:
+def row_of(loss: str | Mapping[str, Any] | ConfigDict, stage: str | None) -> dict[str, Any]:
     """The row of the loss table that `loss` is, or names, for `stage`; see `try_loss`."""
-    if isinstance(loss, Mapping):
+    if isinstance(loss, Mapping | ConfigDict):
+        if stage is not None:
+            raise LossError(f"stage={stage!r}: a row has a stage of its own, {loss.get('stage')!r}")
         return dict(loss)
     stages = registry.get_loss(loss).stages
     first = "sketch" if "sketch" in stages else stages[0]

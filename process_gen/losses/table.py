@@ -103,7 +103,7 @@ class LossTable:
             )
             raise
         except Exception as error:
-            error.add_note(f"This happened in {where}.")
+            error.add_note(f"This happened in {where}{_line_of(get_loss(row.loss).function, error)}.")
             raise
         return checked(row, term, batch.present.shape)
 
@@ -158,3 +158,10 @@ class LossTable:
             if rows:
                 metrics[f"stage/{stage}"] = sum(self._weighted_mean(row, sums, counts, step) for row in rows)
         return metrics
+
+
+def _line_of(function: Any, error: Exception) -> str:
+    """The line of a loss's own file from which an error came, for a message; "" where that cannot be told."""
+    path = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f", line {lines[-1]} of {os.path.basename(path)}" if lines else ""

@@ -52,7 +52,8 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
 
     Raises:
       One of `ERRORS`: bad input; the message is fit for a user.
-      Stopped: a signal asked to stop; all samples made until then are written.
+      Stopped: a signal asked to stop, or samples are missing that a service failed to make; all others are
+        written, and the same command goes on.
     """
     check_name(part, PARTS, "part", RecipeError)
     building.check(config)
@@ -69,8 +70,9 @@ def run(part: str, config: ConfigDict, workdir: str) -> str:
         subsets = stages.needed_subsets(config)
     with stopping.deferred() as stop:
         say = functools.partial(print, file=sys.stderr, flush=True)
-        for subset in subsets:
-            building.build(subset, config, folder, stop.check, say)
+        filled = {name: building.build(name, config, folder, stop.check, say) for name in subsets}
+    if short := [name for name, one in filled.items() if one.missing and one.waiting]:
+        raise stopping.Stopped(f"{', '.join(short)} wait for the services: the same command asks again")
     if part in building.SUBSETS:
         return str(folder / part)
     found = statistics.count(folder, vocabulary.build_tokenizer(cli.load_config(config.base)))

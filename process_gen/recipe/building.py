@@ -148,7 +148,10 @@ def build(subset: str, config: Any, workdir: pathlib.Path, stop: Stop, say: Call
     for reason, count in growing.rejected.most_common():
         say(f"  {count:,} candidates became no sample: {reason}")
     for kind, count in filled.missing.items():
-        say(f"  {count:,} {kind} are missing, and no candidate is left: more prompts would make more")
+        why = "no candidate is left: more prompts would make more"
+        if filled.waiting:
+            why = f"{filled.waiting:,} candidates wait for the services: the next run asks again"
+        say(f"  {count:,} {kind} are missing, and {why}")
     return filled
 
 
@@ -160,7 +163,8 @@ def settings_of(subset: str, config: Any) -> dict[str, Any]:
         return own | config.scenes.to_dict()
     services = config.services
     models = {name: services[name].model for name in ("chat", "images")}
-    return own | models | {"size": services.size, "steps": services.steps, "prompts": config.prompts}
+    own |= models | {"size": services.size, "steps": services.steps, "prompts": config.prompts}
+    return own | {"pair": services.pair, "phrase": services.phrase}
 
 
 def check_prompts(growing: SampleFolder, prompts: FilePrompts) -> None:
@@ -235,7 +239,8 @@ def _fill(
     last = fill_with(wanted, _of_prompts(makes, config), patience=PATIENCE)
     if first is None:
         return last
-    return dataclasses.replace(last, made=first.made + last.made, seconds=first.seconds + last.seconds)
+    both = {name: getattr(first, name) + getattr(last, name) for name in ("made", "seconds", "waiting")}
+    return dataclasses.replace(last, **both)
 
 
 def _of_prompts(makes: Mapping[str, tuple[str, Callable]], config: Any) -> Iterator[Candidate]:

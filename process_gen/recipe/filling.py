@@ -32,12 +32,16 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """How a folder was filled: samples of each kind, their quotas, and what this call added."""
+    """How a folder was filled: samples of each kind, their quotas, and what this call added.
+
+    `waiting` is the number of candidates that a service failed to answer: the next call asks again.
+    """
 
     counts: Mapping[str, int]
     wanted: Mapping[str, int]
     made: int
     seconds: float
+    waiting: int = 0
 
     @property
     def missing(self) -> dict[str, int]:
@@ -47,7 +51,11 @@ class Filled:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self.counts.get(k, 0):,} of {n:,} {k}" for k, n in self.wanted.items())
-        rate = f"{self.made / self.seconds:,.1f} a second" if self.made else "nothing was left to do"
+        rate = (
+            f"{self.made / self.seconds:,.1f} a second"
+            if self.made or self.missing
+            else "nothing was left to do"
+        )
         return f"{counts}; {self.made:,} made in {self.seconds:,.0f} s, {rate}"
 
 
@@ -83,8 +91,8 @@ def fill(
     with bar, workers_of(workers) as pool:
         filling = _Filling(growing, wanted, pool, bar, patience)
         filling.run(candidates, workers, stop)
-    made = growing.counts.total() - before
-    return Filled(dict(growing.counts), dict(wanted), made, max(time.monotonic() - start, 1e-9))
+    made, seconds = growing.counts.total() - before, max(time.monotonic() - start, 1e-9)
+    return Filled(dict(growing.counts), dict(wanted), made, seconds, filling.waiting)
 
 
 @dataclasses.dataclass
@@ -97,6 +105,7 @@ class _Filling:
     bar: tqdm.tqdm
     patience: int
     in_vain: int = 0
+    waiting: int = 0
     under_way: dict[futures.Future, Candidate] = dataclasses.field(default_factory=dict)
 
     def left(self, kind: str = "") -> int:
@@ -140,6 +149,7 @@ class _Filling:
                 made = future.result()
             except Later as later:
                 self.growing.rejected[f"{later} (retried by the next run)"] += 1
+                self.waiting += 1
                 continue
             except Skip as skip:
                 self.growing.reject(one.uid, str(skip), skip.detail)

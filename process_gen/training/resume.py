@@ -17,7 +17,7 @@ FREE = (
 """Keys that may change when a run is resumed: how it is trained, computed and judged, where its files are.
 The tokenizer, the latents and the data have fingerprints of their own, which are compared elsewhere."""
 
-FIXED = ("train.batch_size", "optimizer.name", "optimizer.freeze")
+FIXED = ("train.batch_size", "optimizer.name", "optimizer.moment_dtype", "optimizer.freeze")
 """Keys of those groups that may not: the order of the data and the optimizer's state depend on them."""
 
 
@@ -30,6 +30,8 @@ def check_same_run(
 ) -> None:
     """Compares a checkpoint with the run that resumes from it, and logs differences that are allowed.
 
+    `train.init` of `config` becomes that of the checkpoint, since a run begins from its weights only once.
+
     Args:
       stored: metadata of the checkpoint: `config` and `versions`.
       config, versions: the run's, as plain JSON values.
@@ -38,6 +40,13 @@ def check_same_run(
     Raises:
       ConfigError: the model, its layout or its data differ; the message names key and values.
     """
+    began = stored.get("config", {}).get("train", {}).get("init", config["train"]["init"])
+    if began != config["train"]["init"]:
+        logging.warning(
+            "config.train.init=%r is ignored: %s began from %r; other weights need another --workdir",
+            config["train"]["init"], source, began,
+        )  # fmt: skip
+        config["train"]["init"] = began
     changed = differences(stored.get("config", {}), config)
     for key, before, now in changed:
         if _under(key, FIXED) or not _under(key, FREE):

@@ -128,7 +128,12 @@ def test_a_loss_is_tried_on_a_batch(config):
     counted = tried.weights > 0
     assert tried.count == counted.sum() > 0
     assert tried.mean == pytest.approx(tried.values[counted].mean(), rel=1e-5)
-    assert 0 < tried.metrics["t"] < 1 and not tried.problems
+    (problem,) = tried.problems
+    assert 0 < tried.metrics["t"] < 1 and problem.startswith("NOT BEYOND THE HEAD")
+    again = lab.try_loss(config.losses.sketch_flow, config, state=Setting.of(config).state(1))
+    assert again.row["loss"] == "flow_mse" and again.problems == (), "what the user gives is not judged"
+    with pytest.raises(LossError, match="stage='refine': a row has a stage of its own, 'sketch'"):
+        lab.try_loss(config.losses.sketch_flow, config, stage="refine")
     squares = sum(x**2 for name, x in tried.gradients.items() if name != "grad_norm")
     assert tried.gradients["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4) and squares > 0
     assert "gradient of latent" in str(tried) and "velocity_l1 of sketch" in tried._repr_html_()

@@ -18,6 +18,7 @@ import pytest
 
 from process_gen import losses
 from process_gen.distributed import sharding
+from process_gen.experiment import builders
 from process_gen.losses import LossError, LossTable, Term, registry
 from process_gen.losses.rows import weight_of
 from process_gen.models.autoencoder import to_pixels, to_tokens
@@ -284,7 +285,14 @@ def test_any_other_error_in_a_loss_says_in_which_row_it_happened():
     table = row_of("test_odd", lambda outputs, batch, labels, key, *, stage: outputs.t + "a")
     with pytest.raises(TypeError) as found:
         check(table)
-    assert "This happened in config.losses.odd, loss 'test_odd'." in found.value.__notes__
+    said = r"This happened in config.losses.odd, loss 'test_odd', line \d+ of test_given.py."
+    assert any(re.fullmatch(said, note) for note in found.value.__notes__)
+    wrong = row_of("test_wrong", lambda outputs, batch, labels, key, *, stage: int("a"))
+    with pytest.raises(
+        builders.ConfigError, match="invalid literal .* 'a' This happened in config.losses.wrong"
+    ):
+        with builders.as_config_error():
+            check(wrong)
 
 
 def test_a_function_does_not_take_the_name_of_a_loss_of_the_package():

@@ -18,6 +18,7 @@ from recipe_fakes import GRAPH, answer, services
 from process_gen.common import files
 from process_gen.distributed.stopping import Stopped
 from process_gen.experiment import builders, cli
+from process_gen.recipe import __main__ as command
 from process_gen.recipe import building, making
 from process_gen.recipe.output import read_lines
 from process_gen.recipe.parts import Later, Skip
@@ -155,6 +156,9 @@ def test_what_the_server_could_not_do_is_tried_again_by_the_next_run(config, tmp
         filled, lines, said = built("multi_turn", config, tmp_path)
         assert filled.missing == {"multi_turn": 1} and len(lines) == 5
         assert any("gave up (retried by the next run)" in line for line in said)
+        assert filled.waiting == 1 and "1 candidates wait for the services" in said[-1]
+        with pytest.raises(Stopped, match="multi_turn wait for the services: the same command asks"):
+            command.run("multi_turn", config, str(tmp_path))
         fails.set()
         filled, lines, _ = built("multi_turn", config, tmp_path)
     assert not filled.missing and filled.made == 1

@@ -118,7 +118,9 @@ def test_a_row_without_a_loss_is_for_the_training_to_refuse(tmp_path, row):
     text = 'def get_hyper(hyper): return hyper.sweep("config.seed", [0])'
     file.write_text(f'COMMAND = ("process_gen.train", "--config={config}")\n{text}')
     assert command.load_sweep(str(file))[0].content
-    file.write_text(f'COMMAND = ("process_gen.train", "--config={config}", "--config.train.steps", "5")\n{text}')
+    file.write_text(
+        f'COMMAND = ("process_gen.train", "--config={config}", "--config.train.steps", "5")\n{text}'
+    )
     with pytest.raises(SweepError, match="write --config.train.steps=5 as one word"):
         command.load_sweep(str(file))
 

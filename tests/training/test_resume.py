@@ -30,6 +30,7 @@ def check(now, stored=None, versions=VERSIONS):
         ({"model__size": "scenes_s"}, ["config.model.size", "'debug'"]),
         ({"data__wrong": 0.5}, ["config.data.wrong", "0.15"]),
         ({"train__batch_size": 8}, ["config.train.batch_size", "--config.train.batch_size=2"]),
+        ({"optimizer__moment_dtype": "bfloat16"}, ["config.optimizer.moment_dtype is 'bfloat16'"]),
         ({"optimizer__name": "adamw"}, ["config.optimizer.name", "'muon'"]),
         ({"optimizer__freeze": ["vit/*"]}, ["config.optimizer.freeze is ['vit/*']", "trained with []"]),
         ({"model__lora": {"rank": 4}}, ["config.model.lora.rank is 4", "trained with 0"]),
@@ -48,6 +49,13 @@ def test_how_it_is_trained_may_change_and_is_logged(caplog):
         check(config(**fields, mesh__fsdp=8, model__remat="full"))
     for key in ("optimizer.learning_rate", "train.steps", "train.unroll", "mesh.fsdp", "model.remat"):
         assert f"config.{key} was" in caplog.text
+
+
+def test_the_weights_that_a_run_began_from_stay_what_they_are(caplog):
+    now = config(train__init="other")
+    check(now, config(train__init="mine"))
+    assert now["train"]["init"] == "mine"
+    assert "config.train.init='other' is ignored: runs/a/checkpoints/4 began from 'mine'" in caplog.text
 
 
 def test_rows_of_losses_and_their_options_that_come_and_go_are_logged(caplog):
