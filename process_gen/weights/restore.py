@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,8 @@ def load_model(
     """Loads a model from a workdir, a step's folder, a `.safetensors` file, or a folder of published weights.
 
     Args:
-      path: where to look, or a name of weights that ship (`shipped.SHIPPED`); `scenes` by default.
+      path: where to look; or, where nothing is called so, a name of weights that ship (`shipped.SHIPPED`), by
+        default `scenes`.
       which: `ema` or `params`.
       tokenizer: the folder of its tokenizer, instead of the copy beside it or the folder that it names.
       config: how to use weights that carry no config of their own: published ones, and what `convert` makes
@@ -96,7 +98,8 @@ def load_model(
     if dtype not in (None, *DTYPES):
         raise builders.ConfigError(f"weights are held in {' or '.join(DTYPES)}, got {dtype!r}")
     if config is None:
-        path = located(path or "scenes")
+        path = path or "scenes"
+        path = path if os.path.exists(path) else located(path)  # a run without weights is an error here
         published = (epath.Path(path) / "llm_config.json").is_file()
         weights = None if published else read_ours(str(path), which)
         if weights is None or "config" not in weights.metadata:
