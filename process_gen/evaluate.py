@@ -255,9 +255,10 @@ def _asked(
         ]  # fmt: skip
     for one, of_arm in cells:
         of_arm.check([draw.prompt for draw in one.wanted])
-    for task, prompts in {one.task: dict.fromkeys(doc.input for doc in one.docs) for one, _ in cells}.items():
+    asked = {one.task: dict.fromkeys(doc.input for doc in one.docs) for one, _ in cells}
+    for task, prompts in asked.items() if hosts.is_lead() else ():
         unknown = [(text, words[0]) for text in prompts if (words := sampler.tokenizer.unknown(text))]
-        if unknown and hosts.is_lead():
+        if unknown:
             print(
                 f"warning: {len(unknown)} of {len(prompts)} prompts of {task} have words that are not in the "
                 f"vocabulary, such as {unknown[0][1]!r} in {unknown[0][0]!r}, which may draw anything",

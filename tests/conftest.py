@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Read when JAX and TensorFlow start, so set before either is imported; child processes inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -64,6 +65,24 @@ def gcs() -> Iterator[FakeGcs]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture
+def own_config(tmp_path) -> Callable[[str], pathlib.Path]:
+    """Writes a config file: `scenes.py:debug` with one line of changes to `config`."""
+
+    def write(change: str) -> pathlib.Path:
+        path = tmp_path / "own_config.py"
+        path.write_text(
+            "from process_gen.experiment import cli\n"
+            "def get_config():\n"
+            '    config = cli.load_config("configs/scenes.py:debug")\n'
+            f"    with config.unlocked(): {change}\n"
+            "    return config\n"
+        )
+        return path
+
+    return write
 
 
 @pytest.fixture

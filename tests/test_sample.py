@@ -234,9 +234,8 @@ def test_an_input_image_of_any_size_is_drawn_from_and_asked_about(command, value
         finals.append([path.read_bytes() for path in sorted((folder / "images").glob("*_sketch.png"))])
     assert finals[0][0] != finals[1][0] == finals[2][0] and finals[1][1] != finals[2][1]
     settings = tmp_path / "1" / "settings.json"
-    settings.write_text(
-        json.dumps(json.loads(settings.read_text()) | {"images": [SHOWN]})
-    )  # of older versions
+    older = json.loads(settings.read_text()) | {"images": [SHOWN]}
+    settings.write_text(json.dumps(older))
     for images, there in (([SHOWN], 2), ([SHOWN, dark], 1)):  # other images are drawn
         code, _, err = command(**changes, images=images, output_dir=str(tmp_path / "1"), resume=True)
         assert code == 0 and f"{there} of 2 prompts are listed already" in err

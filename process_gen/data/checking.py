@@ -101,8 +101,8 @@ def examine(
     source: Source,
     tokenizer: Tokenizer,
     indices: Sequence[int],
-    encode: Callable[[Trajectory], Any] | None = None,
-    leaks: Callable[[str], Any] | None = None,
+    encode: Callable[[Trajectory], Any],
+    leaks: Callable[[str], Any] | None,
 ) -> Findings:
     """Reads some trajectories, decodes every image, and returns what they hold.
 
@@ -120,7 +120,7 @@ def examine(
         found.good += 1
         found.trajectories.append(bare := without_pixels(trajectory))
         try:
-            _ = encode and encode(bare)
+            encode(bare)
         except TooLong:  # no error: training leaves it out
             pass
         except BadTrajectory as error:

@@ -158,6 +158,8 @@ class StoredSource:
 
     def rows_of_trajectories(self) -> np.ndarray:
         """The row that each trajectory begins with, [trajectories]; several may share one."""
+        if self._units is None:
+            return self._order
         return np.array([self._unit(number)[0][0] for number in self._order], np.int64)
 
     def shapes(self) -> list[tuple[int, int] | None]:

@@ -125,8 +125,8 @@ def odd_set(folder):
     return folder
 
 
-def test_what_training_would_refuse_ends_with_2(tmp_path, capsys):
-    folder, config = tmp_path / "mine", tmp_path / "mine.py"
+def test_what_training_would_refuse_ends_with_2(tmp_path, capsys, own_config):
+    folder, config = tmp_path / "mine", own_config('config.data.fields = dict(quality="number")')
     folder.mkdir()
     PIL.Image.new("RGB", (32, 32)).save(folder / "a.png")
     turn = {"image": "a.png", "quality": 0.5}
@@ -135,13 +135,6 @@ def test_what_training_would_refuse_ends_with_2(tmp_path, capsys):
     lines[1] |= {"uid": "x", "turns": [turn | {"inspect": "circle " * 40}]}
     lines[2]["turns"] = [turn | {"quality": "high"}]
     (folder / LISTING).write_text("\n".join(map(json.dumps, lines)))
-    config.write_text(
-        "from process_gen.experiment import cli\n"
-        "def get_config():\n"
-        '    config = cli.load_config("configs/scenes.py:debug")\n'
-        '    with config.unlocked(): config.data.fields = dict(quality="number")\n'
-        "    return config\n"
-    )
     flags = ["check", str(folder), f"--config={config}", "--show=-1", "--processes=1"]
     assert main([*flags, "--config.data.on_error=skip"]) == 0
     out = " ".join(capsys.readouterr().out.split())

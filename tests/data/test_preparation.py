@@ -353,7 +353,9 @@ def test_what_is_too_long_for_a_row_is_counted_by_itself(tmp_path, toy_tokenizer
     )
     assert "line 3: 3 turns, a row has 2" in caplog.text and "line 4: 5 turns" in caplog.text
     none = open_stored(folder_of(tmp_path / "none", 3, MISSING, 5, 4), layout.image_size)
-    with pytest.raises(TooManyBadTrajectories, match="a row of 2 turns, the longest one has 5: .*turns=5"):
+    with pytest.raises(
+        TooManyBadTrajectories, match="a row of 2 turns, the longest one has 5: .*turns=5.*line 3: "
+    ):
         check_every_trajectory(none, "skip", encode, None)
 
 

@@ -76,26 +76,18 @@ def test_the_id_is_of_all_that_matters_and_each_cell_stands_once():
     assert [one.settings["a"] for one in twice] == [1, 2, 3]
 
 
-def test_a_cell_that_was_run_with_another_config_is_named(tmp_path, capsys):
-    config, file = tmp_path / "mine.py", tmp_path / "sweep.py"
-    text = (
-        "from process_gen.experiment import cli\n"
-        "def get_config():\n"
-        '    config = cli.load_config("configs/scenes.py:debug")\n'
-        "    with config.unlocked(): config.losses.plan_text.weight = 0.5\n"
-        "    return config\n"
-    )
+def test_a_cell_that_was_run_with_another_config_is_named(tmp_path, own_config):
+    config, file = own_config("config.losses.plan_text.weight = 0.5"), tmp_path / "sweep.py"
     file.write_text(
         f'COMMAND = ("process_gen.train", "--config={config}")\n'
         'def get_hyper(hyper): return hyper.sweep("config.seed", [0, 1])'
     )
-    config.write_text(text)
     before = command.load_sweep(str(file))
     assert len({cell.content for cell in before}) == 2 and before == command.load_sweep(str(file))
     done = before[0].folder(tmp_path) / running.DONE
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"content": before[0].content}))
-    config.write_text(text.replace("0.5", "0.25"))
+    own_config("config.losses.plan_text.weight = 0.25")
     after = command.load_sweep(str(file))
     assert [one.id for one in after] == [one.id for one in before]
     for cells, state in ((before, "done"), (after, "done, old config")):
@@ -106,15 +98,8 @@ def test_a_cell_that_was_run_with_another_config_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     "row", ["None", "dict(weight=1.0)", 'dict(loss="nothing", stage="plan", weight=1.0)']
 )
-def test_a_row_without_a_loss_is_for_the_training_to_refuse(tmp_path, row):
-    config, file = tmp_path / "mine.py", tmp_path / "sweep.py"
-    config.write_text(
-        "from process_gen.experiment import cli\n"
-        "def get_config():\n"
-        '    config = cli.load_config("configs/scenes.py:debug")\n'
-        f"    with config.unlocked(): config.losses.mine = {row}\n"
-        "    return config\n"
-    )
+def test_a_row_without_a_loss_is_for_the_training_to_refuse(tmp_path, row, own_config):
+    config, file = own_config(f"config.losses.mine = {row}"), tmp_path / "sweep.py"
     text = 'def get_hyper(hyper): return hyper.sweep("config.seed", [0])'
     file.write_text(f'COMMAND = ("process_gen.train", "--config={config}")\n{text}')
     assert command.load_sweep(str(file))[0].content
