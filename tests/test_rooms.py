@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "losses": {"trajectory", "models"},
     "sampling": {"trajectory", "models"},
     "checkpoints": {"distributed", "models"},
-    "evaluation": {"trajectory", "scenes", "sampling", "reports", "services"},
+    "evaluation": {"trajectory", "scenes", "sampling", "distributed", "reports", "services"},
     "sweeps": {"distributed"},
     "services": set(),
     "recipe": {
@@ -42,10 +42,10 @@ MAY_IMPORT["experiment"] = set(MAY_IMPORT) - {
     "sweeps",
 }
 MAY_IMPORT["training"] = {"trajectory", "models", "losses", "sampling", "data", "distributed", "reports"}
-MAY_IMPORT["training"] |= {"experiment"}
+MAY_IMPORT["training"] |= {"experiment", "checkpoints", "evaluation", "services"}
 MAY_IMPORT["weights"] = MAY_IMPORT["experiment"] - {"scenes", "losses"} | {"experiment", "training"}
 MAY_IMPORT["capacity"] = {"trajectory", "models", "distributed", "reports", "training"}
-MAY_IMPORT["lab"] = MAY_IMPORT["training"] | {"training", "weights", "sampling", "evaluation"}
+MAY_IMPORT["lab"] = MAY_IMPORT["training"] - {"checkpoints", "services"} | {"training", "weights"}
 MAY_IMPORT = {room: below | {"common"} for room, below in MAY_IMPORT.items()}
 ENTRY_POINTS = {"train", "prepare", "sample", "evaluate", "convert", "verify_checkpoint", "compile", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))

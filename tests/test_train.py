@@ -21,6 +21,7 @@ from PIL import Image
 from process_gen import losses
 from process_gen import train as training
 from process_gen.checkpoints import load
+from process_gen.checkpoints.errors import CheckpointError
 from process_gen.distributed import sharding
 from process_gen.evaluation.tasks.base import TaskError
 from process_gen.experiment import builders, cli
@@ -28,7 +29,7 @@ from process_gen.experiment.builders import ConfigError
 from process_gen.losses import LossTable
 from process_gen.models.config import UnrollOptions
 from process_gen.models.unroll import unroll
-from process_gen.training import scoring
+from process_gen.training import evaluating, scoring
 from process_gen.training.step import Recipe, init_state, make_train_step
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.controls import labels
@@ -80,13 +81,29 @@ def test_the_loss_curves_are_of_all_starts(finished, monkeypatch):
     shutil.copytree(folder / "run", folder / "curved")
     shutil.rmtree(folder / "curved" / "checkpoints" / "4")
     drawn = []
-    monkeypatch.setattr(training.plots, "curves", lambda curves, *_, **__: drawn.append(dict(curves)))
+    monkeypatch.setattr(evaluating.plots, "curves", lambda curves, *_, **__: drawn.append(dict(curves)))
     train(debug_config(folder), folder / "curved")
     lines = [(folder / name / "losses.jsonl").read_text().splitlines() for name in ("run", "curved")]
     assert lines[0] == lines[1]  # steps 3 and 4 once
     logged = [json.loads(line) for line in lines[0]]
     assert drawn[0]["loss"] == [(line["step"], line["losses"]["loss"]) for line in logged]
     assert [step for step, _ in drawn[0]["loss"]] == [1, 2, 3, 4] and len(drawn[0]) > 2
+
+
+def test_the_weights_to_start_from_are_checked_before_data_are_prepared_and_remembered(finished, tmp_path):
+    config = debug_config(tmp_path)
+    config.train.init = str(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="nothing"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
+    config = debug_config(folder)
+    config.train.init = "scenes"  # it began with random weights, and does not read these
+    train(config, tmp_path / "resumed")
+    stored = load.read_json(epath.Path(tmp_path / "resumed" / "checkpoints" / "4"), load.METADATA)
+    assert stored["config"]["train"]["init"] == ""
 
 
 def test_a_run_leaves_its_config_its_curves_and_its_first_batch(finished):

@@ -76,7 +76,8 @@ class CheckpointStore(ClosesOnExit):
     """Saves and restores the states of one run.
 
     Args:
-      metadata: JSON-able facts to keep with every step: the config, the model's size, the tokenizer.
+      metadata: JSON-able facts to keep with every step, as they are when it is saved: the config, the
+        tokenizer.
       save_every: steps between saves, for `due`.
       keep: how many of the newest steps stay.
       keep_every: steps that are a multiple of it stay for good; 0 for none.
@@ -95,7 +96,7 @@ class CheckpointStore(ClosesOnExit):
         keep_every: int = 0,
         keep_best: int = 0,
     ):
-        self._metadata = json.loads(json.dumps(metadata or {}))
+        self._metadata = metadata or {}
         self._save_every, self._keep = save_every, keep
         self._whole: set[int] = set()  # steps whose files have been checked
         self._under_way = False  # a save whose end `poll` has not seen yet
@@ -220,7 +221,7 @@ class CheckpointStore(ClosesOnExit):
             items[ITERATOR] = ocp.args.JsonSave(
                 {"hosts": allgather_text(json.dumps({"state": iterator.get_state()}))}
             )
-        facts = {**self._metadata, "step": step, "versions": versions()}
+        facts = {**json.loads(json.dumps(self._metadata)), "step": step, "versions": versions()}
         if score is not None:
             self._scores[step] = facts["score"] = float(score)
         items[load.METADATA] = ocp.args.JsonSave(facts)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -52,6 +52,23 @@ def from_text(kind: type[Options], name: str, options: Mapping[str, str]) -> Opt
         check_name(option, known, f"option of {name}", TaskError)
         values[option] = _convert(text, known[option], f"{name}.{option}")
     return kind(**values)
+
+
+def from_words(words: Sequence[str], names: Sequence[str], flag: str, kind: str) -> dict[str, dict[str, str]]:
+    """Name -> option -> value, from `name.option=value`; `flag` and `kind` are for messages.
+
+    Raises:
+      TaskError: other words, or a name that is not among `names`.
+    """
+    found: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(names)}
+    for word in words:
+        left, equals, value = word.partition("=")
+        name, dot, option = left.partition(".")
+        if not equals or not dot:
+            raise TaskError(f"{flag} takes {kind.split()[0]}.option=value, got {word!r}")
+        check_name(name, names, kind, TaskError)
+        found[name][option] = value
+    return found
 
 
 def _convert(text: str, kind: Any, where: str) -> Any:

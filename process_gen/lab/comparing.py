@@ -25,6 +25,7 @@ from process_gen.evaluation.statistics import score_interval
 from process_gen.evaluation.tasks.scenes import Scenes
 from process_gen.experiment import builders
 from process_gen.experiment.builders import ConfigError
+from process_gen.experiment.placing import sampler_placement
 from process_gen.lab.setting import Setting
 from process_gen.losses.registry import source_of
 from process_gen.reports import plots
@@ -32,7 +33,6 @@ from process_gen.reports.table import table
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.training.step import TrainState
 from process_gen.training.validation import validation_losses
-from process_gen.weights.restore import sampler_placement
 
 Points = list[tuple[int, float]]
 """(step, value) pairs."""

@@ -29,7 +29,7 @@ from process_gen.training.program import TrainProgram
 from process_gen.training.step import TrainState
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.layout import Layout
-from process_gen.weights.start import start_from
+from process_gen.weights.start import start_from, weights_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Setting:
         """The train state before the first step; from the weights of `config.train.init`, if it names any."""
         state = self.program.create_state(jax.random.key(seed))
         if origin := self.config.train.init:
-            state = self.program.with_reference(start_from(state, self.model, origin, self.tokenizer))
+            weights = weights_for(self.model, origin, self.tokenizer)
+            state = self.program.with_reference(start_from(state, self.model, weights, self.tokenizer))
         return state
 
     def with_networks(self, state: TrainState) -> TrainState:

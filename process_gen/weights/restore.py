@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from absl import flags, logging
+from absl import flags
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from process_gen.checkpoints import manifest
 from process_gen.checkpoints.errors import CheckpointError, CheckpointMismatch
@@ -22,8 +20,8 @@ from process_gen.data.tokenizers import Tokenizer
 from process_gen.distributed import sharding
 from process_gen.distributed.mesh import MeshError, mesh_of_flag
 from process_gen.experiment import builders
+from process_gen.experiment.placing import sampler_placement
 from process_gen.experiment.vocabulary import build_tokenizer, tokenizer_of
-from process_gen.models import partition
 from process_gen.models.config import LoraConfig
 from process_gen.models.unified import UnifiedModel
 from process_gen.sampling import Sampler, SamplerConfig
@@ -181,17 +179,3 @@ def sampler_of_flags(values: Any, rows: int, **settings: Any) -> tuple[Sampler, 
     config = None if values.config is None else cli.load_config(values.config)
     words, mesh = values.tokenizer, mesh_of_flag(values.mesh)
     return load_sampler(values.workdir, values.which, rows, words, config, mesh, values.dtype, **settings)
-
-
-def sampler_placement(mesh: Mesh | None, rows: int) -> dict[str, Any]:
-    """Keyword arguments for a `Sampler` whose weights are sharded over a mesh; {} for one device."""
-    if mesh is None or mesh.size == 1:
-        return {}
-    if not (axes := sharding.sampling_axes(rows, mesh)):
-        logging.warning(
-            "sampling: %d rows do not divide over data and fsdp: every device draws them all", rows
-        )
-    return dict(
-        sharding=NamedSharding(mesh, P(axes)),
-        ambient=functools.partial(partition.on_mesh, mesh, sharding.ACTIVATION_RULES),
-    )

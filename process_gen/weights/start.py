@@ -41,19 +41,29 @@ ROWS = {"embedding": 0, "head/kernel": 1}
 """Parameters with a row per token -> the axis of the tokens."""
 
 
+def weights_for(model: UnifiedModel, path: str, tokenizer: Tokenizer | None = None) -> Weights:
+    """The weights in `path` for a model to start from; what describes them is read and checked.
+
+    Raises:
+      CheckpointError: nothing there, broken, of another model, or of another tokenizer than the one given.
+    """
+    weights = read_weights(path, vit=bool(model.layout.vit_tokens))
+    _check(weights, model.config, tokenizer)
+    return weights
+
+
 def start_from(
-    state: TrainState, model: UnifiedModel, path: str, tokenizer: Tokenizer | None = None
+    state: TrainState, model: UnifiedModel, weights: Weights, tokenizer: Tokenizer | None = None
 ) -> TrainState:
-    """Replaces the weights of a state before its first step by those in `path`; its shardings stay.
+    """Replaces the weights of a state before its first step by `weights`; its shardings stay.
 
     Array by array the random weights are deleted, and every device reads its own part of the new ones. The
     EMA starts as a copy. Where the weights have no adapters, or some of another rank or alpha (which are
     merged), those of the state keep their initial values.
 
     Raises:
-      CheckpointError: nothing there, broken, or see `load_onto_devices`.
+      CheckpointError: see `load_onto_devices`.
     """
-    weights = read_weights(path, vit=bool(model.layout.vit_tokens))
     params, autoencoder = _filled(weights, model.config, tokenizer, state.params, state.autoencoder)
     whole = arrays.flatten(params)
     copies = {
@@ -110,29 +120,29 @@ def _filled(
     A ViT of the weights is not read where the model has none. Adapters of `params` that the weights lack
     keep their arrays.
     """
-    if weights.params is None:
-        raise CheckpointMismatch(f"{weights.source} holds no model to start from")
-    _check_sizes(config, weights.model, weights.source)
-    if tokenizer is not None:
-        vocabulary.check_same(tokenizer, weights.metadata, weights.source)
+    _check(weights, config, tokenizer)
     source = _trained(_same_adapters(weights, config, params), weights, tokenizer)
     params = _read(params, source, weights.source, (r"(vit|connector)/.*",))
     if autoencoder is None:
         return params, None
-    if weights.autoencoder is None:
-        raise CheckpointMismatch(f"{weights.source} holds no autoencoder, and the model needs one")
     return params, _read(autoencoder, weights.autoencoder, weights.source)
 
 
-def _check_sizes(model: ModelConfig, found: ModelConfig, source: str) -> None:
-    """Raises CheckpointMismatch, which names the field, for weights of other sizes."""
+def _check(weights: Weights, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Raises CheckpointMismatch for weights of other sizes or another tokenizer, or that lack a part."""
+    if weights.params is None or weights.model is None:
+        raise CheckpointMismatch(f"{weights.source} holds no model to start from")
     for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(model, field.name), getattr(found, field.name)
+        ours, theirs = getattr(config, field.name), getattr(weights.model, field.name)
         if field.name not in FREE and ours != theirs:
             raise CheckpointMismatch(
-                f"the weights of {source} are for a model with {field.name} {theirs!r}, the config has "
-                f"{ours!r}: set config.model.{field.name}, or choose another config.model.size"
+                f"the weights of {weights.source} are for a model with {field.name} {theirs!r}, the config "
+                f"has {ours!r}: set config.model.{field.name}, or choose another config.model.size"
             )
+    if config.autoencoder == "flux" and weights.autoencoder is None:
+        raise CheckpointMismatch(f"{weights.source} holds no autoencoder, and the model needs one")
+    if tokenizer is not None:
+        vocabulary.check_same(tokenizer, weights.metadata, weights.source)
 
 
 def _same_adapters(weights: Weights, config: ModelConfig, params: Any) -> Source:

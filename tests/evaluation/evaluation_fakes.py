@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from process_gen.data.tokenizers import scenes_tokenizer
-from process_gen.evaluate import evaluate
 from process_gen.evaluation import pipeline
+from process_gen.evaluation.stages import evaluate
 from process_gen.evaluation.tasks.scenes import GROUPS
 from process_gen.sampling import Progress, SamplerConfig
 from process_gen.sampling.outside import Outside

@@ -15,9 +15,9 @@ from PIL import Image
 
 from process_gen.distributed import lock, stopping
 from process_gen.distributed.stopping import Stopped
-from process_gen.evaluate import evaluate
 from process_gen.evaluation import judging, pipeline
 from process_gen.evaluation.arms import make_arm
+from process_gen.evaluation.stages import evaluate
 from process_gen.evaluation.tasks import TASKS
 from process_gen.evaluation.tasks.base import Doc, Judgement, Task, TaskError, Unjudged
 from process_gen.reports.files import ReportError

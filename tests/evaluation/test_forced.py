@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 from evaluation_fakes import TeacherSampler, ask, canvas, sampled
 
-from process_gen.evaluate import evaluate
 from process_gen.evaluation import forced, pipeline
 from process_gen.evaluation.counts import Counts
 from process_gen.evaluation.results import load
+from process_gen.evaluation.stages import evaluate
 from process_gen.scenes.grammar import read_request
 
 

@@ -9,9 +9,9 @@ import pytest
 from chat_fakes import endpoint, set_surroundings
 from evaluation_fakes import ask, canvas
 
-from process_gen.evaluate import evaluate
 from process_gen.evaluation import outsiders, pipeline
 from process_gen.evaluation.arms import make_arm, objections
+from process_gen.evaluation.stages import evaluate
 from process_gen.evaluation.tasks.base import TaskError
 from process_gen.sampling import Sampler, SamplerConfig
 from process_gen.sampling.outside import Situation, Unsaid

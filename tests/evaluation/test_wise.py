@@ -8,8 +8,8 @@ import pytest
 from chat_fakes import endpoint
 from PIL import Image
 
-from process_gen.evaluate import evaluate
 from process_gen.evaluation import pipeline
+from process_gen.evaluation.stages import evaluate
 from process_gen.evaluation.statistics import score_interval
 from process_gen.evaluation.tasks import make_task, wise
 from process_gen.evaluation.tasks.base import Doc, Judgement, Row, TaskError, Unjudged

@@ -22,11 +22,10 @@ from process_gen.models.unroll import unroll
 from process_gen.trajectory.batch import Batch
 from process_gen.weights.origin import read_weights
 from process_gen.weights.restore import load_model
-from process_gen.weights.start import start_from
 from tests.checkpoints.published.test_bagel import same
 from tests.data.fake import fake_batch
 from tests.test_convert import run, same_file
-from tests.weights.test_start import FOLDER, ROOT, blank_state, make_recipe
+from tests.weights.test_start import FOLDER, ROOT, make_recipe, started
 
 PATTERNS = ("backbone/layers/*_proj/kernel", "vit/layers/q_proj/kernel", "latent_in/kernel")
 LORA = {"model.lora.rank": 4, "model.lora.alpha": 8.0, "model.lora.patterns": PATTERNS}
@@ -36,7 +35,7 @@ LORA = {"model.lora.rank": 4, "model.lora.alpha": 8.0, "model.lora.patterns": PA
 def tuned():
     """A recipe with adapters, and a state that starts from published weights and has moved since."""
     recipe = make_recipe(**LORA)
-    state = start_from(blank_state(recipe), recipe.model, FOLDER)
+    state = started(recipe, FOLDER)
     rng = np.random.default_rng(0)
 
     def move(x):
@@ -83,7 +82,7 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(tuned):
     assert all(not np.any(x) for name, x in named.items() if name.endswith("lora_b"))
     assert named["backbone/layers/und/q_proj/lora_a"].shape == (3, 64, 4)
     plain = make_recipe()
-    for name, x in arrays.flatten(start_from(blank_state(plain), plain.model, FOLDER).params).items():
+    for name, x in arrays.flatten(started(plain, FOLDER).params).items():
         np.testing.assert_array_equal(named[name], x)
 
 
@@ -145,11 +144,11 @@ def test_adapters_leave_alone_as_peft_names_them_and_come_back(tuned, workdir, t
     run(source=out, target=tmp_path / "merged", to="bagel")
     whole = load_model(str(workdir)).params
     same(sources.tree(read_weights(tmp_path / "merged").params), whole)
-    started = start_from(blank_state(recipe), recipe.model, str(out))  # and go on being trained
-    same(started.ema, state.ema)
-    same(started.params, state.average)
+    again = started(recipe, str(out))  # and go on being trained
+    same(again.ema, state.ema)
+    same(again.params, state.average)
     other = make_recipe(**LORA | {"model.lora.rank": 2})
-    anew = start_from(blank_state(other), other.model, str(out))  # of another rank: merged, and new ones
+    anew = started(other, str(out))  # of another rank: merged, and new ones
     new, merged = (params["backbone"]["layers"]["gen"]["q_proj"] for params in (anew.params, whole))
     np.testing.assert_array_equal(new["kernel"], merged["kernel"])
     assert not np.any(new["lora_b"]) and new["lora_b"].shape == (3, 2, 64)

@@ -25,7 +25,7 @@ from process_gen.training.step import Recipe, TrainState, init_state, make_train
 from process_gen.trajectory.batch import Batch
 from process_gen.trajectory.markup import MARKUP_TOKENS, MEANINGS, SPECIAL_TOKENS
 from process_gen.weights.origin import read_weights
-from process_gen.weights.start import load_onto_devices, start_from
+from process_gen.weights.start import load_onto_devices, start_from, weights_for
 from tests.checkpoints.published.test_bagel import same
 from tests.data.tiny_qwen2 import write_tiny_qwen2
 
@@ -49,13 +49,17 @@ def blank_state(recipe: Recipe) -> TrainState:
     return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
 
 
+def started(recipe: Recipe, path, tokenizer=None) -> TrainState:
+    return start_from(blank_state(recipe), recipe.model, weights_for(recipe.model, path), tokenizer)
+
+
 def read_for(model, path, tokenizer=None):
     return load_onto_devices(read_weights(path, vit=bool(model.layout.vit_tokens)), model, tokenizer)
 
 
 def test_a_run_starts_from_published_weights():
     recipe = make_recipe()
-    state = start_from(blank_state(recipe), recipe.model, FOLDER)
+    state = started(recipe, FOLDER)
     params, autoencoder = import_bagel(read_published(FOLDER))
     same(state.params, params)
     same(state.ema, params)
@@ -65,7 +69,7 @@ def test_a_run_starts_from_published_weights():
 
 def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path, monkeypatch):
     recipe = make_recipe("scenes.py:quick")
-    state = start_from(blank_state(recipe), recipe.model, "scenes", scenes_tokenizer())
+    state = started(recipe, "scenes", scenes_tokenizer())
     params = open_saved(shipped_weights()).params()
     same(state.params, params)
     same(state.ema, params)
@@ -80,7 +84,7 @@ def test_a_run_starts_from_the_weights_that_ship_with_the_package(tmp_path, monk
     (tmp_path / "scenes" / "llm_config.json").touch()
     assert located("scenes") == "scenes"
     with pytest.raises(CheckpointMismatch, match="width 128, the config has 32"):
-        start_from(blank_state(recipe), make_recipe("scenes.py:debug").model, shipped_weights())
+        weights_for(make_recipe("scenes.py:debug").model, shipped_weights())
 
 
 def test_a_file_says_which_tokenizer_its_weights_are_for_and_of_which_sizes_they_are(tmp_path):
@@ -119,7 +123,7 @@ def test_tokens_that_nobody_has_trained_start_as_the_mean_of_their_words(publish
     recipe, tokenizer = make_recipe(), Qwen2Tokenizer(published)
     assert set(tokenizer.added) == set(MARKUP_TOKENS) and tokenizer.vocab_size <= 320
     raw, autoencoder = import_bagel(read_published(published))
-    state = start_from(blank_state(recipe), recipe.model, str(published), tokenizer)
+    state = started(recipe, published, tokenizer)
     same(state.ema, state.params)
     same(state.autoencoder, autoencoder)
     tables = [
@@ -183,7 +187,7 @@ def test_weights_trained_and_exported_give_the_same_losses_again(tmp_path):
     from tests.data.fake import fake_batch
 
     recipe = make_recipe(**{"layout.turns": 2, "layout.trajectories": 1})
-    state = start_from(blank_state(recipe), recipe.model, FOLDER).replace(key=jax.random.key(1))
+    state = started(recipe, FOLDER).replace(key=jax.random.key(1))
     batch = Batch(**fake_batch(recipe.model.layout, 2, seed=3))
     step = jax.jit(make_train_step(recipe), compiler_options=QUICK)
     losses = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from process_gen.common.names import check_name
-from process_gen.evaluation.options import from_text
+from process_gen.evaluation.options import from_text, from_words
 from process_gen.evaluation.tasks.base import Task, TaskError
 from process_gen.evaluation.tasks.dpg import Dpg
 from process_gen.evaluation.tasks.geneval import Geneval, GenevalHF
@@ -31,3 +31,14 @@ def make_task(name: str, options: Mapping[str, str] | None = None) -> Task:
     if task.images < 1:
         raise TaskError(f"{name}.images must be at least 1, got {task.images}")
     return task
+
+
+def options_of(words: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Task -> option -> value, from `task.option=value`.
+
+    Raises:
+      TaskError: an unknown task, or an option of a task that is not among `tasks`.
+    """
+    for task in tasks:
+        check_name(task, TASKS, "task", TaskError)
+    return from_words(words, tasks, "--task_args", "task among --tasks")
