@@ -17,7 +17,7 @@ export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER:-1}"
 # The last lines before a kill reach the log.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
-case "${1:?platform: cpu, gpu, tpu or tpu_slices}" in
+case "${1:-}" in
   cpu)
     # Where libtpu or CUDA is installed beside it, JAX would look for accelerators first.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
@@ -60,7 +60,7 @@ case "${1:?platform: cpu, gpu, tpu or tpu_slices}" in
     fi
     ;;
   *)
-    echo "launch/env.sh: no platform '$1': use cpu, gpu, tpu or tpu_slices" >&2
+    echo "launch/env.sh: no platform '${1:-}': launch/run.sh PLATFORM ... takes cpu, gpu, tpu or tpu_slices" >&2
     exit "$REFUSED"
     ;;
 esac

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/env.sh
-source launch/env.sh "${1:?usage: launch/run.sh PLATFORM --config=... --workdir=...}"
+source launch/env.sh "${1:-}"
 shift
 # exec: signals reach Python itself, which saves and ends with $STOPPED.
 exec "${PYTHON:-python}" -m "process_gen.${COMMAND:-train}" "$@"

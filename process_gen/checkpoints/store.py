@@ -307,7 +307,12 @@ class CheckpointStore(ClosesOnExit):
             raise CheckpointMismatch(
                 f"checkpoint {step_dir} holds {', '.join(sorted(stored))}, this run has "
                 f"{', '.join(sorted(fields))}; use the config that it was trained with, or another workdir"
-                + ("; networks are what losses compare with" if "networks" in stored ^ set(fields) else "")
+                + (
+                    "; `networks` are those that losses read, which no run gains or loses: another workdir "
+                    f"can start from these weights, --config.train.init={self.root.parent}"
+                    if "networks" in stored ^ set(fields)
+                    else ""
+                )
             )
         restored = {}
         for name, tree in fields.items():

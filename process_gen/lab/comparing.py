@@ -151,8 +151,9 @@ def compare(
     """Trains every arm from step 0, without a workdir, with the train step and the data of `train`.
 
     A seed gives all arms the same initial parameters, batches, noise and timesteps, as far as their configs
-    agree. Arms are compared on the losses of the first arm: the others measure them too, with weight 0. An
-    interrupt ends the call, which returns what was measured until then; an error has it as `comparison`.
+    agree. Arms are compared on the losses of the first arm: the others measure them too, with weight 0. Losses
+    that it lacks are plotted, and not compared. An interrupt ends the call, which returns what was measured
+    until then; an error has it as `comparison`.
 
     Args:
       arms: name -> config; the first is what the others are compared with. `steps` and `seeds` replace
@@ -268,7 +269,8 @@ def _measuring(
     """Adds the loss rows of the first arm to an arm's config, with weight 0 where it does not train them.
 
     Returns:
-      The config, and for each row that is compared: its name in this config -> its name in the first arm.
+      The config, and for each row that is kept, its name in this config -> that of its curve: the name in the
+      first arm, or in this one alone.
     """
     rows = {name: fields for name, fields in config.losses.to_dict().items() if fields}
     names: dict[str, str] = {}
@@ -280,6 +282,7 @@ def _measuring(
         place = name if own in ({}, wanted) else re.sub(r"\W+", "_", f"{name}_of_{first}")
         rows.setdefault(place, {**wanted, "weight": 0.0})
         names[place] = name
+    names |= {name: name for name in rows if not base.losses.get(name) and name not in names}
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.losses = ConfigDict(rows)

@@ -81,7 +81,9 @@ class Setting:
             yield from iterator
 
     def batch(self, seed: int, number: int = 0) -> Batch:
-        """Batch `number` of `batches(seed)`, as host arrays."""
+        """Batch `number` of `batches(seed)`, as host arrays; ConfigError where it is negative."""
+        if number < 0:
+            raise builders.ConfigError(f"batches are numbered from 0, got {number}")
         with contextlib.closing(self.batches(seed)) as batches:
             return Batch(**next(itertools.islice(batches, number, None)))
 

@@ -40,9 +40,9 @@ def sweep(key: str, values: Iterable[Value]) -> list[Settings]:
     return found
 
 
-def fixed(key: str, value: Value) -> list[Settings]:
-    """One cell that sets one key."""
-    return sweep(key, [value])
+def fixed(key: str, value: Value, length: int = 1) -> list[Settings]:
+    """`length` cells that set one key, as `zipit` needs them beside a sweep; SweepError for less than one."""
+    return sweep(key, [value] * length)
 
 
 def product(sweeps: Sequence[list[Settings]]) -> list[Settings]:

@@ -8,6 +8,7 @@ time another tenth of the trajectories is drawn, then the peak, the verdicts and
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
 import subprocess
@@ -65,4 +66,7 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    sys.exit(main(parser.parse_known_args()[1]))

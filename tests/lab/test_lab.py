@@ -134,6 +134,8 @@ def test_a_loss_is_tried_on_a_batch(config):
     assert again.row["loss"] == "flow_mse" and again.problems == (), "what the user gives is not judged"
     with pytest.raises(LossError, match="stage='refine': a row has a stage of its own, 'sketch'"):
         lab.try_loss(config.losses.sketch_flow, config, stage="refine")
+    with pytest.raises(ConfigError, match="numbered from 0, got -1"):
+        lab.try_loss(config.losses.sketch_flow, config, number=-1)
     squares = sum(x**2 for name, x in tried.gradients.items() if name != "grad_norm")
     assert tried.gradients["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4) and squares > 0
     assert "gradient of latent" in str(tried) and "velocity_l1 of sketch" in tried._repr_html_()
@@ -164,17 +166,19 @@ def test_arms_train_on_the_same_numbers_and_differences_are_paired(config):
     mine = config.copy_and_resolve_references()
     with mine.unlocked():
         mine.losses.sketch_flow = dict(loss="velocity_l1", stage="sketch", weight=10.0)
+        mine.losses.further = dict(loss="velocity_l1", stage="refine", weight=1.0)
     arms = {"base": config, "again": config.copy_and_resolve_references(), "mine": mine}
     found = lab.compare(arms, steps=3, seeds=2, evaluations=1, progress=False)
     assert found.finished and found.notes == ["again has the same config and losses as base"]
     assert found.curves["base"] == found.curves["again"]
-    assert found.curves["mine"].keys() == found.curves["base"].keys()
+    assert found.curves["mine"].keys() - found.curves["base"].keys() == {"train/further", "held out/further"}
     ours, theirs = (found.curves[arm]["train/sketch_flow"][1] for arm in ("mine", "base"))
     assert [step for step, _ in ours] == [1, 2, 3]
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5) and ours[2] != theirs[2]
     by_arm = {(d.arm, d.metric): d for d in found.differences()}
     assert by_arm["again", "held out/sketch_flow"].mean == 0
     assert not by_arm["again", "held out/sketch_flow"].sure
+    assert ("mine", "held out/further") not in by_arm  # the first arm lacks it
     assert found.plot().startswith(b"\x89PNG") and "95% over seeds" in found._repr_html_()
 
 

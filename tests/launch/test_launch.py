@@ -210,6 +210,7 @@ def test_other_commands_are_launched_the_same_way(box):
 def test_another_platform_is_refused(box):
     done = box.call(LAUNCH / "run.sh", "abacus", *FLAGS, code=2)
     assert "no platform 'abacus'" in done.stderr and not box.recorded()
+    assert "launch/run.sh PLATFORM" in box.call(LAUNCH / "run.sh", code=2).stderr
 
 
 def test_xpk_is_given_the_line(box):

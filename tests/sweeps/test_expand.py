@@ -32,6 +32,7 @@ def test_product_zip_and_chain():
     assert hyper.chainit([a, b]) == [{"a": 0}, {"a": 1}, {"b": "x"}, {"b": "y"}]
     found = hyper.product([hyper.zipit([a, b]), hyper.fixed("c", (1, 2))])
     assert found[1] == {"a": 1, "b": "y", "c": (1, 2)}
+    assert hyper.zipit([a, hyper.fixed("c", 3, length=2)]) == [{"a": 0, "c": 3}, {"a": 1, "c": 3}]
 
 
 @pytest.mark.parametrize(
