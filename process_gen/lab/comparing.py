@@ -151,9 +151,9 @@ def compare(
     """Trains every arm from step 0, without a workdir, with the train step and the data of `train`.
 
     A seed gives all arms the same initial parameters, batches, noise and timesteps, as far as their configs
-    agree. Arms are compared on the losses of the first arm: the others measure them too, with weight 0. Losses
-    that it lacks are plotted, and not compared. An interrupt ends the call, which returns what was measured
-    until then; an error has it as `comparison`.
+    agree. Arms are compared on the losses of the first arm: the others measure them too, with weight 0. Other
+    losses are plotted, and not compared. An interrupt ends the call, which returns what was measured until
+    then; an error has it as `comparison`.
 
     Args:
       arms: name -> config; the first is what the others are compared with. `steps` and `seeds` replace
