@@ -44,13 +44,20 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     """Writes the configs of the recipe and of both phases, and the list of stages, which it returns.
 
     Raises:
-      RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples.
+      RecipeError, CommandError, ConfigError: a phase cannot work, or has begun on other samples or weights.
     """
     needed = needed_subsets(config)
     check_begun(config, workdir)
     written = {"recipe": config} | {phase: _training(config, phase, workdir) for phase in PHASES}
     for phase in PHASES:
         builders.check(written[phase])
+    first, second = (max(_saved(workdir, phase), default=0) for phase in PHASES)
+    if second and first < written["phase_1"].train.steps:
+        raise RecipeError(
+            f"phase_1 has come to step {first} of config.phase_1.train.steps, which is "
+            f"{written['phase_1'].train.steps} now, and phase_2 began from its weights: choose another "
+            f"workdir, or remove {workdir / 'phase_2'} to train it again"
+        )
     for name, one in written.items():
         files.write_json(workdir / f"{name}.json", builders.to_json(one), indent=1)
     stages = _keyed(_stages(config, needed, workdir), config, written)
@@ -69,8 +76,7 @@ def check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
     except (OSError, ValueError, TypeError):
         return
     trained = {"phase_1": SUBSETS[:1], "phase_2": needed_subsets(config)}
-    saved = {phase: (workdir / phase / "checkpoints").glob("*") for phase in PHASES}
-    begun = [phase for phase in PHASES if any(one.name.isdigit() for one in saved[phase])]
+    begun = [phase for phase in PHASES if _saved(workdir, phase)]
     for group in SUBSETS:
         phases = [phase for phase in begun if group in trained[phase]]
         for name, now in config[group].items():
@@ -81,6 +87,12 @@ def check_begun(config: ConfigDict, workdir: pathlib.Path) -> None:
                     f"samples, and is {now} now: choose another workdir, or remove "
                     f"{' and '.join(str(workdir / phase) for phase in phases)} to train again"
                 )
+
+
+def _saved(workdir: pathlib.Path, phase: str) -> list[int]:
+    """The steps that a phase has saved."""
+    found = (workdir / phase / "checkpoints").glob("*")
+    return [int(one.name) for one in found if one.name.isdigit()]
 
 
 def _stages(config: ConfigDict, needed: list[str], workdir: pathlib.Path) -> list[Stage]:

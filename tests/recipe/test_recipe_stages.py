@@ -100,6 +100,8 @@ def test_a_phase_goes_on_with_the_samples_that_it_began_with(tmp_path):
     with pytest.raises(RecipeError, match="config.multi_turn.samples was 24 when phase_1 began .* is 30 now"):
         run("multi_turn", recipe("debug", **{"multi_turn.samples": 30}), str(tmp_path))
     (tmp_path / "phase_2" / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="phase_1 has come to step 4 .* is 8 now, and phase_2 began"):
+        stages.plan(recipe("debug", **other), tmp_path)
     with pytest.raises(RecipeError, match="config.conflict.consistent was 5 when phase_2 began"):
         stages.plan(recipe("debug", **{"conflict.consistent": 6}), tmp_path)
     with pytest.raises(RecipeError, match="when phase_1 and phase_2 began .* .*phase_1 and .*phase_2 to"):
