@@ -237,9 +237,11 @@ def name_fault(mistake: Mistake, state: State, rng: Generator, level: Level) -> 
     thing = right or wrong
     fields = {"shape": thing.shape, "colour": thing.colour, "cell": thing.cell}
     fields["place"] = by_anchor(mistake.anchor, level)
-    if kind == "count":
+    wanted = sum(alike(thing, other) for other in state.values())
+    if kind == "count" and wanted < (1 if right is None else 2):  # its like was changed since then
+        kind = "extra" if right is None else "missing"
+    elif kind == "count":
         kind, more = ("many", 1) if right is None else ("few", -1)
-        wanted = sum(alike(thing, other) for other in state.values())
         fields |= {"wanted": noun_phrase(wanted, thing.colour, thing.shape), "found": NUMBERS[wanted + more]}
     elif wrong and right:
         attribute = "cell" if kind == "place" else kind

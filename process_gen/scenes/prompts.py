@@ -10,7 +10,7 @@ from numpy.random import Generator
 from process_gen.scenes.levels import NUMBERS, Level, get_level
 from process_gen.scenes.placement import place_request
 from process_gen.scenes.requests import Named, Relation, Request, categories, order_clauses
-from process_gen.scenes.splits import HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
+from process_gen.scenes.splits import FREE_SHAPES, HELD_OUT_TOGETHER, SPLITS, Split, is_held_out
 from process_gen.scenes.words import count_tokens, inflect, listed, pick
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of", "draw", "show")
@@ -72,10 +72,17 @@ def _draw(rng: Generator, level: Level, category: str, split: Split) -> tuple[li
 
 
 def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[list[Named], list[Relation]]:
-    """Two to `total` noun phrases for `total` objects, up to two relations."""
-    most = min(total, len(level.shapes) if split == "heldout" else 4)
+    """Two to `total` noun phrases for `total` objects, up to two relations.
+
+    More than `FREE_SHAPES` different shapes hold a held-out pair; of so many phrases for training some have a
+    shape in common, and no relation.
+    """
+    most = min(total, len(level.shapes))
     phrases = most - min(int(rng.random() * rng.random() * most), most - 2)
-    shapes = _distinct_shapes(rng, level, phrases, split)
+    shapes = _distinct_shapes(rng, level, phrases if split == "heldout" else min(phrases, FREE_SHAPES), split)
+    twins = [pick(rng, shapes) for _ in range(phrases - len(shapes))]
+    for shape in twins:
+        shapes.insert(int(rng.random() * (len(shapes) + 1)), shape)
     counts = [1] * len(shapes)
     for _ in range(total - len(shapes)):
         open_ones = [i for i, count in enumerate(counts) if count < 4]
@@ -84,6 +91,9 @@ def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[
     named = []
     for shape, count in zip(shapes, counts, strict=True):
         colour = pick(rng, level.colours) if with_colours and rng.random() < 0.8 else None
+        if shape in twins:
+            others = [one.colour for one in named if one.shape == shape]
+            colour = pick(rng, [colour for colour in level.colours if colour not in others])
         named.append(Named(shape, count if count > 1 else None, colour))
     relations: list[Relation] = []
     if rng.random() < 0.65:
@@ -92,7 +102,7 @@ def _draw_long(rng: Generator, level: Level, total: int, split: Split) -> tuple[
         for left in range(pairs, 0, -1):
             first += int(rng.random() * (len(named) - first - 2 * left + 1))
             # With more pairs of objects than this, a relation can hardly be placed.
-            if counts[first] * counts[first + 1] <= 4:
+            if counts[first] * counts[first + 1] <= 4 and not {shapes[first], shapes[first + 1]} & {*twins}:
                 relations.append((first, pick(rng, tuple(RELATION_PHRASES)), first + 1))
             first += 2
     return named, relations
@@ -104,7 +114,9 @@ def _draw_tree(rng: Generator, level: Level, total: int, split: Split) -> tuple[
     For training, an object that makes a held-out composition is drawn again at once:
     hardly any long prompt would be free of them by chance.
     """
-    shapes = _distinct_shapes(rng, level, min(total, len(level.shapes) if split == "heldout" else 4), split)
+    shapes = _distinct_shapes(
+        rng, level, min(total, len(level.shapes) if split == "heldout" else FREE_SHAPES), split
+    )
     named: list[Named] = []
     relations: list[Relation] = []
     for _ in range(30 * total):

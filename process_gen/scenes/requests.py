@@ -74,8 +74,9 @@ class Request:
             return list(range(len(self.clauses)))
 
         def named_at(index: int) -> int:
-            shape = self.clauses[index].shape
-            found = re.search(rf"\b({shape}|{PLURALS[shape]})\b", self.text.lower())
+            one = self.clauses[index]
+            words = f"{one.colour or ''} ({one.shape}|{PLURALS[one.shape]})".strip()
+            found = re.search(rf"\b{words}\b", self.text.lower())
             return found.start() if found else len(self.text)
 
         return sorted(range(len(self.clauses)), key=named_at)

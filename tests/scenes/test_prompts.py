@@ -36,6 +36,22 @@ def test_splits_share_no_composition(category: str):
         assert is_held_out(request.clauses) or category == "single_object"
 
 
+@pytest.mark.parametrize("level", ["default", "free128"])
+@pytest.mark.parametrize("category", ["four_objects", "five_objects"])
+def test_training_has_prompts_with_as_many_phrases_as_the_benchmark(level: str, category: str):
+    rng, total = np.random.default_rng(2), {"four_objects": 4, "five_objects": 5}[category]
+    for split in splits.SPLITS:
+        drawn = [sample_request(rng, level, category, split) for _ in range(200)]
+        assert sum(len(request.clauses) == total for request in drawn) > 60, split
+    twins = [request for request in drawn if len({one.shape for one in request.clauses}) < total]
+    assert not [one for one in twins if len(one.clauses) == total], "the benchmark names other shapes"
+
+
+def test_things_of_one_shape_are_drawn_in_the_order_of_their_colours():
+    request = read_request("a red star, a ring and a blue star")
+    assert [request.clauses[index].colour for index in request.naming_order] == ["red", None, "blue"]
+
+
 def test_held_out_tables_are_spread():
     colours, shapes = zip(*splits.HELD_OUT_COLOURED, strict=True)
     assert len(set(colours)) == len(set(shapes)) == 6
