@@ -34,7 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 HELD_OUT_COLOURED = frozenset(zip(("purple", "green", "red", "blue", "yellow", "white"), SHAPES, strict=True))
 HELD_OUT_TOGETHER = frozenset(map(frozenset, (("star", "ring"), ("ring", "triangle"), ("triangle", "cross"))))
 FREE_SHAPES = 4
-"""So many different shapes can occur together in a training prompt, because the held-out pairs form a path."""
+"""So many different shapes can occur together in a training prompt: the held-out pairs form a path."""
 
 HELD_OUT_COUNTS = frozenset(zip(SHAPES, (3, 4, 2, 3, 2, 4), strict=True))
 
