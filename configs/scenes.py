@@ -239,7 +239,7 @@ def _quick(config: ConfigDict) -> None:
 
 
 def _full(config: ConfigDict) -> None:
-    """An hour and a half on two cores. The shipped weights are of an earlier version (notebooks/results.md)."""
+    """An hour and a half on two cores. The shipped weights are of an earlier version of it."""
     config.data.update(dict(examples=60_000, slip=0.03, detour=0.1))
     # Shorter prompts are learned in a fraction of the time.
     short = dict(single_object=1, two_object=2, counting=2, colors=1, position=3, color_attr=2)
