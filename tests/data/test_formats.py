@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import tarfile
 
 import fsspec
 import numpy as np
@@ -320,11 +321,20 @@ def test_a_row_group_that_is_broken_is_named_by_its_row(sets, tmp_path):
         open_stored(tmp_path / "a.parquet", SIZE)
 
 
-def test_a_shard_that_is_cut_off_is_named(sets, tmp_path):
+def test_a_shard_that_is_cut_off_is_named(sets, tmp_path, caplog):
     whole = (sets / "webdataset" / "shard-00000.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadTrajectory, match="cut.tar cannot be read as an uncompressed tar file"):
+    with tarfile.open(sets / "webdataset" / "shard-00000.tar") as tar:
+        members = tar.getmembers()
+    image = next(member for member in members if member.name.endswith(".png"))
+    (tmp_path / "cut.tar").write_bytes(whole[: image.offset_data + 100])
+    with pytest.raises(BadTrajectory, match="cut.tar cannot be read as an uncompressed tar file: cut off in"):
         open_stored(tmp_path / "cut.tar", SIZE)
+    fourth = next(member for member in members if member.name.startswith("000000003"))
+    for end, lines in ((len(whole), 0), (fourth.offset, 1)):  # the second between two samples
+        (tmp_path / f"{end}.tar").write_bytes(whole[:end])
+        found = open_stored(tmp_path / f"{end}.tar", SIZE)
+        assert caplog.text.count(f"{end}.tar has no end mark: it may be cut off") == lines
+    assert len(found) == 3
 
 
 def test_bad_rows_are_named_or_skipped_in_every_form(sets, tmp_path):

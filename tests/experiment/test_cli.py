@@ -169,12 +169,12 @@ def test_an_entry_takes_what_it_may_set_and_does_not():
     assert (other.sketch_flow.threshold, other.sketch_flow.pool) == (0.5, "kept")
     teacher = cli.config_with(critiques, ["--config.data.sources.teacher.wrong=0.5"]).data.sources.teacher
     assert teacher.to_dict() == dict(weight=0.6, wrong=0.5)
-    three = cli.config_with(full, ["--config.data.mixture.four_objects=2"]).data.mixture
-    assert three.to_dict() == {"four_objects": 2.0}
+    four = cli.config_with(critiques, ["--config.data.mixture.four_objects=2"]).data.mixture
+    assert four.to_dict() == {"four_objects": 2.0}
     with pytest.raises(
         cli.CommandError, match="is a group of keys, set one of them: single_object, two_object"
     ):
-        cli.config_with(full, ["--config.data.mixture={}"])
+        cli.config_with(critiques, ["--config.data.mixture={}"])
     two = ["--config.data.sources.critiques.stages=('plan',)"]
     assert cli.config_with(critiques, two).data.sources.critiques.stages == ("plan",)
     for word, message in [

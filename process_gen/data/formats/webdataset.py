@@ -124,6 +124,8 @@ class TarRows(Rows):
                     if member.offset_data + member.size > length:
                         raise tarfile.ReadError(f"cut off in {member.name}")
                     yield member.name, member.offset_data, member.size
+                if tar.offset >= length:
+                    logging.warning("%s has no end mark: it may be cut off", self.place.path(name))
         except (tarfile.TarError, UnicodeDecodeError) as error:
             raise BadTrajectory(
                 f"{self.place.path(name)} cannot be read as an uncompressed tar file: {error}"
